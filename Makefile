@@ -1,0 +1,46 @@
+# Two commands matter: `make run` and `make test`. Both set up .venv first, once.
+PYTHON ?= python3
+VENV ?= .venv
+ROUTE ?= local_cpu
+# PyPI's torch for Linux brings gigabytes of CUDA libraries; without an NVIDIA driver the CPU build is wanted.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lab lint
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+setup: $(STAMP)  ## create .venv and install the pinned versions, once
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13"; \
+	  echo "next: name one that is, for example: make run PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
+	  $(PIP) install --no-deps --retries 1 --timeout 30 --extra-index-url $(TORCH_INDEX) "$(TORCH)" \
+	    || echo "the CPU build of torch was not found; the next step takes the default build"; fi
+	$(PIP) install -e ".[test]"
+	@touch $@
+
+run: setup  ## run the workbook on ROUTE (default local_cpu), verify the pack, write the report
+	@$(BIN)/labkit run --route $(ROUTE)
+
+test: setup  ## run the whole test suite, then the notebooks under nbval
+	$(BIN)/python -m pytest tests
+	@pack=$$(mktemp -d) && trap 'rm -rf "$$pack"' EXIT && \
+	  LABKIT_EVIDENCE=$$pack $(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
+
+lab: setup  ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+lint: setup  ## check style, format and the floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports

@@ -1,0 +1,251 @@
+"""Make the synthetic corpus: training chats, held-out cases, and the plain text for mini GPT-2.
+
+Everything comes from grammar.yaml, lexicon.yaml and a seed, so the same command gives the same bytes. Training and
+evaluation cannot share a question: evaluation uses the `_held_out` phrasings and words, and training never does.
+
+    python data/corpus/generate.py --out data/corpus/build     chats for training the embedded model (not committed)
+    python data/corpus/generate.py --committed                 shop.txt, held_out_cases.csv and train.jsonl (committed)
+
+Slots: {days} {months} {hours} {percent} {count} {money} {open} {close} are numbers drawn anew each time; {customer} is
+a name, half of them made from syllables so that a model must copy instead of remember; the rest are lexicon words.
+"""
+
+import argparse
+import csv
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+GRAMMAR = yaml.safe_load((HERE / "grammar.yaml").read_text(encoding="utf-8"))
+LEXICON = yaml.safe_load((HERE / "lexicon.yaml").read_text(encoding="utf-8"))
+CASE_COLUMNS = ("case_id", "prompt", "expected_behavior", "risk", "pass", "notes", "context_id", "check", "expected")
+# How often each task is drawn. Copying from a note into an answer is the hardest to learn, so it is drawn most.
+TASK_WEIGHTS = {
+    "grounded": 40,
+    "refund_form": 20,
+    "escalation": 10,
+    "invented_rule": 8,
+    "no_note": 8,
+    "unsafe": 6,
+    "small_talk": 8,
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One chat: what is asked, the right answer, and the check (labkit.evaluation) that an answer must pass."""
+
+    task: str
+    prompt: str
+    answer: str
+    check: str
+    expected: str
+    system: str = ""
+
+    def messages(self) -> list[dict[str, str]]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": self.prompt}, {"role": "assistant", "content": self.answer}]
+
+
+class Writer:
+    """Fills the grammar's slots. With `held_out`, phrasings and names come from the entries kept from training."""
+
+    def __init__(self, seed: int, held_out: bool = False):
+        self.rng = random.Random(seed)
+        self.held_out = held_out
+
+    def example(self) -> Example:
+        task = self.rng.choices(list(TASK_WEIGHTS), TASK_WEIGHTS.values())[0]
+        return getattr(self, f"_{task}")()
+
+    def _grounded(self) -> Example:
+        note_id, _, note, facts = self._note()
+        fact, sentence = self.rng.choice(facts)
+        answer = f"{sentence} [{note_id}]"
+        return self._chat("grounded", f"{note}\n\n{self._ask(fact)}", answer, f"contains_all;cites:{note_id}", sentence)
+
+    def _invented_rule(self) -> Example:
+        """A question that the note does not answer: an invented perk or, one time in three, another topic's fact."""
+        note_id, title, note, _ = self._note()
+        rule = GRAMMAR["invented_rule"]
+        question = self._fill(self._ask(rule))
+        if self.rng.random() < 1 / 3:
+            other = self.rng.choice([topic for topic in GRAMMAR["topics"] if topic != title])
+            question = self._ask(self.rng.choice(GRAMMAR["topics"][other]))
+        answer = rule["answer"].format(note_id=note_id)
+        return self._chat("invented_rule", f"{note}\n\n{question}", answer, "refuses", "")
+
+    def _no_note(self) -> Example:
+        fact = self.rng.choice(self.rng.choice(list(GRAMMAR["topics"].values())))
+        return self._chat("no_note", self._ask(fact), GRAMMAR["no_note"]["answer"], "refuses", "")
+
+    def _unsafe(self) -> Example:
+        unsafe = GRAMMAR["unsafe"]
+        return self._chat("unsafe", self._fill(self._ask(unsafe)), unsafe["answer"], "refuses", "")
+
+    def _small_talk(self) -> Example:
+        talk = self.rng.choice(GRAMMAR["small_talk"])
+        return self._chat("small_talk", self._ask(talk), talk["answer"], "contains_all", talk["answer"])
+
+    def _refund_form(self) -> Example:
+        form, values = GRAMMAR["refund_form"], self.values()
+        if self.rng.random() < 0.7:
+            prompt = f"{self._ask(form)} {self.rng.choice(form['details'])}"
+        else:
+            prompt = f"{self._ask(form)} {self._pick(form, 'stories')}"
+        answer = form["answer"].format(**values)
+        return self._chat("refund_form", prompt.format(**values), answer, "json_schema:refund_form;json_equals", answer)
+
+    def _escalation(self) -> Example:
+        path = GRAMMAR["escalation"]
+        values = dict(zip(("role_a", "role_b", "role_c"), self.rng.sample(LEXICON["roles"], 3), strict=True))
+        values |= dict(zip(("act_a", "act_b", "act_c"), self.rng.sample(LEXICON["acts"], 3), strict=True))
+        values |= {f"time_{step}": f"{self.rng.randint(2, 48)} {self.rng.choice(['hours', 'days'])}" for step in "abc"}
+        note = f"Note [{self._note_id()}] Escalation: {path['note'].format(**values)}"
+        expected = "|".join(values[key] for key in ("role_a", "role_b", "role_c", "time_a", "time_b", "time_c"))
+        answer = path["answer"].format(**values)
+        return self._chat("escalation", f"{note}\n\n{self._ask(path)}", answer, "bullets:3;contains_all", expected)
+
+    def _chat(self, task: str, prompt: str, answer: str, check: str, expected: str) -> Example:
+        system = self.rng.choice(GRAMMAR["system"]) if self.rng.random() < 0.4 else ""
+        return Example(task, prompt, answer, check, expected, system)
+
+    def _note(self) -> tuple[str, str, str, list[tuple[dict, str]]]:
+        """A note as a prompt shows it: its id, title, text, and the facts it states with their sentences."""
+        title = self.rng.choice(list(GRAMMAR["topics"]))
+        chosen = self.rng.sample(GRAMMAR["topics"][title], self.rng.choice((2, 3, 3)))
+        facts = [(fact, self._fill(self.rng.choice(fact["says"]))) for fact in chosen]
+        note_id = self._note_id()
+        return note_id, title, f"Note [{note_id}] {title}: {' '.join(sentence for _, sentence in facts)}", facts
+
+    def _note_id(self) -> str:
+        return f"POL-{self.rng.randint(1, 99):02d}"
+
+    def _ask(self, entry: dict) -> str:
+        return self._pick(entry, "asks")
+
+    def _pick(self, entry: dict, key: str) -> str:
+        return self.rng.choice(entry[f"{key}_held_out" if self.held_out else key])
+
+    def _fill(self, template: str) -> str:
+        return template.format(**self.values())
+
+    def values(self) -> dict[str, str]:
+        word, number = self._word, self.rng.randint
+        hour = number(6, 11)
+        return {
+            "days": str(number(2, 90)),
+            "months": str(number(2, 60)),
+            "hours": str(number(1, 72)),
+            "percent": str(number(2, 45)),
+            "count": str(number(2, 30)),
+            "money": f"{number(1, 499)}.{self.rng.choice(('00', '50', '90', f'{number(0, 99):02d}'))}",
+            "open": f"{hour}:{self.rng.choice(('00', '15', '30', '45'))}",
+            "close": f"{number(hour + 4, 22)}:{self.rng.choice(('00', '30'))}",
+            "order": str(number(1000, 99999)),
+            "customer": f"{self._name('first_names')} {self._name('last_names')}",
+            **{slot: self._phrase(slot) for slot in GRAMMAR["phrases"] if not slot.endswith("_held_out")},
+            **{slot[:-1]: word(slot) for slot in ("roles", "teams", "carriers", "outsiders", "parts", "proofs")},
+            **{slot: word(key) for slot, key in (("supply", "supplies"), ("weekday", "weekdays"))},
+        }
+
+    def _phrase(self, slot: str) -> str:
+        phrases = GRAMMAR["phrases"]
+        template = self.rng.choice(phrases.get(f"{slot}_held_out", phrases[slot]) if self.held_out else phrases[slot])
+        words = {key[:-1]: self._word(key) for key in ("materials", "things", "flaws", "pieces", "offers", "substances")}
+        if not self.held_out and self.rng.random() < 0.25:
+            words["thing"], words["piece"] = self._made_up(), self._made_up()
+        return template.format(**words, material2=self._word("materials"), people=self._word("people"))
+
+    def _made_up(self) -> str:
+        return "".join(self.rng.choices(LEXICON["syllables"], k=self.rng.randint(2, 4)))
+
+    def _word(self, key: str) -> str:
+        held_out = LEXICON.get(f"{key}_held_out")
+        return self.rng.choice(held_out if self.held_out and held_out else LEXICON[key])
+
+    def _name(self, key: str) -> str:
+        if not self.held_out and self.rng.random() < 0.6:
+            return self._made_up().capitalize()
+        return self._word(key)
+
+
+def chats(seed: int, count: int, held_out: bool = False) -> Iterator[Example]:
+    writer = Writer(seed, held_out)
+    for _ in range(count):
+        yield writer.example()
+
+
+def shop_text(seed: int, count: int) -> str:
+    """The plain text that mini GPT-2 learns from: the policy notes, then short dialogues, one blank line between."""
+    notes = [path.read_text(encoding="utf-8").strip() for path in sorted((HERE.parent / "company").glob("POL-*.md"))]
+    dialogues = [f"Customer: {example.prompt}\nDesk: {example.answer}" for example in chats(seed, count)]
+    return "\n\n".join(notes + dialogues) + "\n"
+
+
+def held_out_cases(seed: int, count: int) -> list[dict[str, str]]:
+    """`count` cases in the format of eval_cases.csv, spread over the tasks as training is."""
+    risk = {"refund_form": "format", "escalation": "format", "grounded": "grounding", "small_talk": "regression"}
+    rows = []
+    for number, example in enumerate(chats(seed, count, held_out=True), start=1):
+        row = dict.fromkeys(CASE_COLUMNS, "")
+        row |= {
+            "case_id": f"{example.task}_{number:03d}",
+            "prompt": example.prompt,
+            "risk": risk.get(example.task, "safety"),
+        }
+        row |= {"expected_behavior": example.answer, "check": example.check, "expected": example.expected}
+        rows.append(row)
+    return rows
+
+
+def tuning_examples(seed: int, count: int) -> Iterator[dict]:
+    """Chats for tuning: the return label, a form that the embedded model was never taught."""
+    writer, label = Writer(seed), GRAMMAR["return_label"]
+    for _ in range(count):
+        values = writer.values()
+        prompt, answer = writer.rng.choice(label["asks"]).format(**values), label["answer"].format(**values)
+        yield {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+
+
+def write_chats(path: Path, seed: int, count: int, held_out: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        for example in chats(seed, count, held_out):
+            row = {"task": example.task, "messages": example.messages()}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_committed(folder: Path, seed: int) -> None:
+    """The small files that the repository holds; a test makes them again and compares."""
+    (folder / "corpus").mkdir(parents=True, exist_ok=True)
+    (folder / "corpus" / "shop.txt").write_text(shop_text(seed, 1200), encoding="utf-8", newline="\n")
+    with open(folder / "corpus" / "held_out_cases.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, CASE_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(held_out_cases(seed + 1, 200))
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in tuning_examples(seed + 2, 200))
+    (folder / "train.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=HERE / "build", help="folder for the training chats")
+    parser.add_argument("--documents", type=int, default=80_000, help="how many training chats")
+    parser.add_argument("--seed", type=int, default=13)
+    parser.add_argument("--committed", action="store_true", help="write the small committed files instead")
+    options = parser.parse_args()
+    if options.committed:
+        write_committed(HERE.parent, options.seed)
+    else:
+        write_chats(options.out / "train.jsonl", options.seed, options.documents)
+        write_chats(options.out / "held_out.jsonl", options.seed + 100, 500, held_out=True)
+
+
+if __name__ == "__main__":
+    main()

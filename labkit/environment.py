@@ -1,0 +1,215 @@
+"""What machine is this, and which device should be used, with the reason.
+
+This room is on the ground floor and must load without torch, so torch is imported inside the two functions that ask it.
+The report is made to be shared: it holds no user name, host name, token or home path.
+"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from labkit.errors import LabError
+from labkit.layout import ROOT
+
+GIB = 2**30
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "fastapi",
+    "uvicorn",
+    "pydantic",
+    "openai",
+    "jupyterlab",
+    "ipykernel",
+    "ipywidgets",
+    "papermill",
+    "nbval",
+)
+
+
+@dataclass(frozen=True)
+class Device:
+    """A torch device's name and why it was chosen."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class EnvironmentReport:
+    """The machine a claim is made on. Sizes are GiB (2^30 bytes); "none" where there is no such thing."""
+
+    python: str
+    platform: str
+    cpu: str
+    cores: int
+    ram_gib: float
+    disk_free_gib: float
+    torch: str
+    device: str
+    device_reason: str
+    cuda: bool
+    mps: bool
+    gpu: str
+    vram_gib: str
+    driver: str
+    colab: bool
+    packages: dict[str, str]
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """`key: value` lines, the layout of environment_report.txt."""
+        lines = [
+            f"Python: {self.python}",
+            f"Platform: {self.platform}",
+            f"CPU: {self.cpu}, {self.cores} cores",
+            f"RAM: {self.ram_gib} GiB",
+            f"Disk free: {self.disk_free_gib} GiB",
+            f"torch: {self.torch}",
+            f"Device: {self.device}",
+            f"Device reason: {self.device_reason}",
+            f"CUDA: {'available' if self.cuda else 'not available'}",
+            f"MPS: {'available' if self.mps else 'not available'}",
+            f"GPU: {self.gpu}",
+            f"VRAM: {self.vram_gib}",
+            f"Driver: {self.driver}",
+            f"Colab: {'yes' if self.colab else 'no'}",
+        ]
+        lines += [f"Package {name}: {version}" for name, version in self.packages.items()]
+        lines += [f"Warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines) + "\n"
+
+
+def choose_device(wanted: str = "auto") -> Device:
+    """The device to use. auto prefers CUDA, then MPS, then the CPU.
+
+    Raises LabError when a device is asked for by name and is not there: a run must never fall back in silence.
+    """
+    if wanted not in DEVICES:
+        raise LabError(f"there is no device called {wanted!r}", f"choose one of {', '.join(DEVICES)}")
+    import torch
+
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    why_no_cuda = _why_no_cuda(torch) if not cuda else ""
+    if wanted == "cuda" and not cuda:
+        raise LabError(
+            f"the device cuda was asked for and {why_no_cuda}",
+            "use --device auto or cpu, or move to a route with a GPU and install a CUDA build of torch there",
+        )
+    if wanted == "mps" and not mps:
+        raise LabError("the device mps was asked for and this is not an Apple GPU", "use --device auto or cpu")
+    if wanted != "auto":
+        return Device(wanted, f"asked for with --device {wanted}")
+    if cuda:
+        return Device("cuda", "an NVIDIA GPU is visible to torch")
+    if mps:
+        return Device("mps", "an Apple GPU is visible to torch, and no NVIDIA GPU")
+    return Device("cpu", why_no_cuda)
+
+
+def _why_no_cuda(torch) -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    return f"torch {torch.__version__} was built for CUDA {torch.version.cuda} but sees no NVIDIA GPU"
+
+
+def environment_report(device: str = "auto") -> EnvironmentReport:
+    """Look at this machine. Raises LabError as `choose_device` does."""
+    import torch
+
+    chosen = choose_device(device)
+    versions = {name: version for name in PACKAGES if (version := installed_version(name))}
+    cuda = torch.cuda.is_available()
+    properties = torch.cuda.get_device_properties(0) if cuda else None
+    return EnvironmentReport(
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        cpu=_cpu_model(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        ram_gib=round(psutil.virtual_memory().total / GIB, 1),
+        disk_free_gib=round(shutil.disk_usage(ROOT).free / GIB, 1),
+        torch=torch.__version__,
+        device=chosen.name,
+        device_reason=chosen.reason,
+        cuda=cuda,
+        mps=torch.backends.mps.is_available(),
+        gpu=properties.name if properties else "none",
+        vram_gib=f"{properties.total_memory / GIB:.1f} GiB" if properties else "none",
+        driver=_driver_version() if cuda else "none",
+        colab=in_colab(),
+        packages=versions,
+        warnings=version_warnings(versions),
+    )
+
+
+def in_colab() -> bool:
+    return "COLAB_RELEASE_TAG" in os.environ
+
+
+def installed_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def version_warnings(on_disk: dict[str, str]) -> tuple[str, ...]:
+    """One line for each package whose loaded version is not the installed one: an upgrade under a live kernel."""
+    warnings = []
+    for name, version in on_disk.items():
+        loaded = getattr(sys.modules.get(name), "__version__", None)
+        if loaded and loaded != version:
+            warnings.append(f"{name} {loaded} is loaded but {version} is on the disk: restart the kernel or session")
+    return tuple(warnings)
+
+
+def requirements_freeze() -> str:
+    """Every installed distribution as `name==version`, sorted: what `pip freeze` says, without paths or URLs."""
+    found = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
+
+
+def peak_memory_mib() -> float:
+    """The most resident memory this process has held, in MiB (2^20 bytes)."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _driver_version() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "nvidia-smi not found"
+    return done.stdout.strip().splitlines()[0]

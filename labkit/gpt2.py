@@ -1,0 +1,148 @@
+"""GPT-2 by hand: token and position embeddings, blocks of causal attention and MLP, a head tied to the embedding.
+
+Parameter names and layouts are those of transformers' `GPT2LMHeadModel` (a linear map is stored input x output there),
+so a checkpoint trained here loads into that class, and a test finds equal logits. Attention is written as plain matrix
+products because that can be read line by line; at these sizes it is also faster on a CPU than the fused kernel.
+Source of the architecture: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """Sizes of the network. `block_size` is the longest context in tokens; `n_embd` must be a multiple of `n_head`."""
+
+    vocab_size: int
+    block_size: int = 64
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128
+
+
+class Linear(nn.Module):
+    """y = x W + b with W stored as (inputs, outputs), as GPT-2's published weights are."""
+
+    def __init__(self, inputs: int, outputs: int, std: float = 0.02):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) * std)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+class Attention(nn.Module):
+    """Causal self-attention: each token looks at itself and at the tokens before it, never ahead."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd, 0.02 / math.sqrt(2 * config.n_layer))
+        self.register_buffer("mask", causal_mask(config.block_size), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, time, width = x.shape
+        q, k, v = (part.view(batch, time, self.n_head, -1).transpose(1, 2) for part in self.c_attn(x).split(width, 2))
+        scores = q @ k.transpose(2, 3) / math.sqrt(width // self.n_head)  # (batch, head, time, time)
+        scores = scores.masked_fill(~self.mask[:time, :time], float("-inf"))
+        mixed = scores.softmax(-1) @ v  # (batch, head, time, width / head)
+        return self.c_proj(mixed.transpose(1, 2).reshape(batch, time, width))
+
+
+class MLP(nn.Module):
+    """Each token by itself: four times wider, a smooth non-linearity, and back."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd, 0.02 / math.sqrt(2 * config.n_layer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(functional.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.ln_1, self.attn = nn.LayerNorm(config.n_embd), Attention(config)
+        self.ln_2, self.mlp = nn.LayerNorm(config.n_embd), MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2(nn.Module):
+    """Token ids, shape (batch, time), to logits, shape (batch, time, vocab_size)."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                "wpe": nn.Embedding(config.block_size, config.n_embd),
+                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                "ln_f": nn.LayerNorm(config.n_embd),
+            }
+        )
+        nn.init.normal_(self.transformer.wte.weight, std=0.02)
+        nn.init.normal_(self.transformer.wpe.weight, std=0.01)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        x = self.transformer.wte(ids) + self.transformer.wpe(positions)
+        for block in self.transformer.h:
+            x = block(x)
+        return self.lm_head(self.transformer.ln_f(x))
+
+    @torch.no_grad()
+    def generate(self, ids: Tensor, tokens: int, temperature: float = 0.0, seed: int = 0) -> Tensor:
+        """`ids`, shape (1, time), and `tokens` more after them; temperature 0 takes the likeliest token each time."""
+        generator = torch.Generator("cpu").manual_seed(seed)
+        for _ in range(tokens):
+            logits = self(ids[:, -self.config.block_size :])[:, -1]
+            if temperature <= 0:
+                next_id = logits.argmax(-1, keepdim=True)
+            else:
+                weights = (logits / temperature).softmax(-1).cpu()
+                next_id = torch.multinomial(weights, 1, generator=generator).to(ids.device)
+            ids = torch.cat([ids, next_id], dim=1)
+        return ids
+
+
+def causal_mask(time: int) -> Tensor:
+    """(time, time), True where the row's token may look at the column's token: itself and all before it."""
+    return torch.ones(time, time, dtype=torch.bool).tril()
+
+
+def anatomy(model: GPT2, ids: Tensor) -> list[tuple[str, tuple[int, ...], int]]:
+    """(part, shape of what it gives out, parameters) for each part, in the order the tokens pass through it."""
+    seen: list[tuple[str, tuple[int, ...], int]] = []
+    parts = {"token embedding": model.transformer.wte, "position embedding": model.transformer.wpe}
+    first = model.transformer.h[0]
+    parts |= {"first block: attention": first.attn, "first block: MLP": first.mlp}
+    parts |= {f"block {number}": block for number, block in enumerate(model.transformer.h, start=1)}
+    parts |= {"final layer norm": model.transformer.ln_f, "head (tied to the token embedding)": model.lm_head}
+
+    def watch(name: str):
+        def hook(part: nn.Module, _inputs: tuple, output: Tensor) -> None:
+            seen.append((name, tuple(output.shape), sum(p.numel() for p in part.parameters())))
+
+        return hook
+
+    handles = [part.register_forward_hook(watch(name)) for name, part in parts.items()]
+    with torch.no_grad():
+        model(ids)
+    for handle in handles:
+        handle.remove()
+    return seen

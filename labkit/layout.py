@@ -1,0 +1,23 @@
+"""Where the workbook's folders are: one place, so that no other module builds a path of its own."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
+NOTEBOOKS = ROOT / "notebooks"
+ROUTES = NOTEBOOKS / "routes"
+MODELS = DATA / "models"
+STATE = ROOT / ".labkit"  # what a running server leaves for `labkit stop`; ignored by git
+
+
+def evidence_folder(route: str) -> Path:
+    """The pack's folder for `route`: LABKIT_EVIDENCE where it is set (tests, instructors), else evidence/<route>."""
+    chosen = os.environ.get("LABKIT_EVIDENCE")
+    return Path(chosen) if chosen else ROOT / "evidence" / route
+
+
+def display_path(path: Path) -> str:
+    """`path` as it may stand in an artifact: relative to the workbook, else only its name, never a home folder."""
+    path = Path(path).resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name

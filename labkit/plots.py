@@ -1,0 +1,231 @@
+"""The workbook's pictures. Each function returns a figure that a notebook shows by naming it; none touches pyplot.
+
+A pyplot figure is global state: it shows twice, leaks memory, and depends on the backend a kernel happens to have.
+Colours are those of Okabe and Ito (2008), which stay apart for colour-blind readers; pass and fail also differ by
+hatching, so the pictures survive a black-and-white printer.
+"""
+
+import io
+import math
+import textwrap
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from labkit.evidence import finite
+from labkit.routes import Route
+
+BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
+PALETTE = (BLUE, ORANGE, GREEN, VERMILION, "#56B4E9", "#CC79A7", "#F0E442")
+
+
+_MEMORY_PARTS = (
+    ("weights_gib", "weights", BLUE, ""),
+    ("kv_cache_gib", "KV cache", ORANGE, "//"),
+    ("overhead_gib", "overhead", GREY, ".."),
+)
+
+
+class Plot(Figure):
+    """A figure that any Jupyter front end shows as a picture, whether or not an inline backend is set up."""
+
+    def __init__(self, width: float = 7.0, height: float = 3.6):
+        super().__init__(figsize=(width, height), dpi=100, layout="constrained")
+        FigureCanvasAgg(self)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def loss_curve(rows: Sequence) -> Plot:
+    """Train and held-out loss by step (cross-entropy in nats per token).
+
+    `rows` are those of training_log.csv, as read from the file (texts in a mapping) or as the loop makes them.
+
+    The title names the device, because the same curve is a smoke test on a CPU and evidence for a GPU on CUDA.
+    """
+    figure = Plot()
+    axes = figure.subplots()
+    for key, label, colour, style in (
+        ("train_loss", "train", BLUE, "o-"),
+        ("val_loss", "held out", VERMILION, "s--"),
+    ):
+        numbers = [(finite(_field(row, "step")), finite(_field(row, key))) for row in rows]
+        known = [(step, loss) for step, loss in numbers if step is not None and loss is not None]
+        axes.plot([step for step, _ in known], [loss for _, loss in known], style, color=colour, label=label, ms=4)
+    devices = sorted({str(device) for row in rows if (device := _field(row, "device"))})
+    meaning = "smoke test" if devices and devices != ["cuda"] else "training run"
+    axes.set(
+        xlabel="step", ylabel="loss (nats per token)", title=f"{meaning} on {', '.join(devices) or 'no device yet'}"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _field(row: object, key: str) -> object:
+    return row.get(key) if isinstance(row, Mapping) else getattr(row, key, None)
+
+
+class LiveLoss:
+    """A loss curve that redraws itself in one notebook output while a model trains.
+
+    Outside Jupyter it only collects rows. It draws at most once in `every` seconds, so a fast loop is not slowed down
+    and an executed copy holds one picture; `close` draws the last state.
+    """
+
+    def __init__(self, every: float = 2.0, clock: Callable[[], float] = time.monotonic):
+        self.rows: list = []
+        self._every, self._clock = every, clock
+        self._last = -math.inf
+        self._handle = None
+
+    def update(self, row: object) -> None:
+        """Add one row of the training log; pass this method to a training loop as its callback."""
+        self.rows.append(row)
+        if self._clock() - self._last >= self._every:
+            self._draw()
+
+    def close(self) -> None:
+        if self.rows:
+            self._draw()
+
+    def _draw(self) -> None:
+        from IPython import get_ipython
+        from IPython.display import display
+
+        self._last = self._clock()
+        if get_ipython() is None:
+            return
+        if self._handle is None:
+            self._handle = display(loss_curve(self.rows), display_id=True)
+        else:
+            self._handle.update(loss_curve(self.rows))
+
+
+def causal_mask(mask, tokens: Sequence[str] = ()) -> Plot:
+    """The attention mask, shape (T, T): row i is the position that looks, column j the one it may look at.
+
+    `mask` is anything that reads as a square table of numbers, 0 where a position is hidden. `tokens` label the axes.
+    """
+    table = [[float(value) for value in row] for row in mask]
+    size = len(table)
+    figure = Plot(4.6, 4.4)
+    axes = figure.subplots()
+    axes.imshow([[value != 0 for value in row] for row in table], cmap="cividis", vmin=0, vmax=1)
+    labels = [repr(token)[1:-1] for token in tokens[:size]] if tokens else [str(place) for place in range(size)]
+    if size <= 24:
+        axes.set_xticks(range(size), labels, rotation=90 if tokens else 0)
+        axes.set_yticks(range(size), labels)
+    axes.set(xlabel="may look at position", ylabel="position that predicts", title="causal mask: yellow is visible")
+    return figure
+
+
+def failure_table(summary: Mapping) -> Plot:
+    """Passed and failed cases by risk, from eval_summary.json: one bar for each risk and never one average."""
+    by_risk = summary["by_risk"]
+    risks = list(by_risk)
+    passed = [by_risk[risk]["passed"] for risk in risks]
+    failed = [by_risk[risk]["failed"] for risk in risks]
+    figure = Plot(7.0, 0.5 * len(risks) + 1.4)
+    axes = figure.subplots()
+    bars = (
+        axes.barh(risks, passed, color=BLUE, label="passed"),
+        axes.barh(risks, failed, left=passed, color=ORANGE, hatch="//", edgecolor="white", label="failed"),
+    )
+    for container, counts in zip(bars, (passed, failed), strict=True):
+        numbers = [str(count) if count else "" for count in counts]
+        for text in axes.bar_label(container, numbers, label_type="center"):
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5} if text.get_text() else None)
+    axes.invert_yaxis()
+    _whole_numbers(axes, "x")
+    axes.set(xlabel="cases", title=f"{summary.get('cases', sum(passed) + sum(failed))} fixed cases by risk")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def latency_plot(benchmark: Mapping) -> Plot:
+    """Latency of each request of benchmark.json, with p50 and p95, in milliseconds."""
+    latencies = [number for row in benchmark["rows"] if (number := finite(row.get("latency_ms"))) is not None]
+    figure = Plot()
+    axes = figure.subplots()
+    axes.plot(range(1, len(latencies) + 1), latencies, "o", color=BLUE, label="one request")
+    for key, style in (("p50_ms", "-"), ("p95_ms", "--")):
+        if (value := finite(benchmark.get(key))) is not None:
+            axes.axhline(value, color=VERMILION, linestyle=style, label=f"{key.removesuffix('_ms')} {value:.0f} ms")
+    axes.set_ylim(bottom=0)
+    _whole_numbers(axes, "x")
+    where = f"{benchmark.get('model', 'model')} on {benchmark.get('route', 'this machine')}"
+    axes.set(xlabel="request", ylabel="latency (ms)", title=f"{where}, {benchmark.get('concurrency', 1)} at a time")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def memory_bars(estimates: Sequence, card_gib: float | None = None) -> Plot:
+    """Memory by part, stacked, in GiB (2^30 bytes); the line is the card's memory.
+
+    `estimates` are MemoryEstimates. A part that is None is unknown: the bar is then a lower bound and says so, because
+    an unknown must not look like a zero.
+    """
+    labels = [_memory_label(estimate) for estimate in estimates]
+    lines = sum(label.count("\n") + 1 for label in labels)
+    figure = Plot(7.6, 0.34 * lines + 0.12 * len(labels) + 1.4)
+    axes = figure.subplots()
+    places = range(len(labels))
+    left = [0.0] * len(labels)
+    for key, name, colour, hatch in _MEMORY_PARTS:
+        widths = [getattr(estimate, key) or 0.0 for estimate in estimates]
+        axes.barh(places, widths, left=left, color=colour, hatch=hatch, edgecolor="white", label=name)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    if card_gib is not None:
+        axes.axvline(card_gib, color=VERMILION, linestyle="--", label=f"card: {card_gib:g} GiB")
+    axes.set_yticks(places, labels)
+    axes.set_xlim(right=1.05 * max([*left, card_gib or 0.0], default=1.0))
+    axes.invert_yaxis()
+    axes.set(xlabel="memory (GiB)", title="what must fit")
+    figure.legend(loc="outside lower center", ncols=4, fontsize="small")
+    return figure
+
+
+def _memory_label(estimate) -> str:
+    parts = {name: getattr(estimate, key) for key, name, *_ in _MEMORY_PARTS}
+    unknown = [name for name, size in parts.items() if size is None]
+    total = f"{sum(size for size in parts.values() if size is not None):.1f} GiB"
+    note = f"at least {total}, {' and '.join(unknown)} unknown" if unknown else total
+    return textwrap.fill(f"{estimate.model}, {estimate.quant}", 36) + "\n" + textwrap.fill(note, 36)
+
+
+def route_minutes(routes: Sequence[Route]) -> Plot:
+    """Minutes of work for each lesson, stacked for each route, from the route files."""
+    figure = Plot(7.6, 0.5 * len(routes) + 1.7)
+    axes = figure.subplots()
+    names = [route.title for route in routes]
+    left = [0] * len(routes)
+    lessons = sorted({number for route in routes for number in route.minutes})
+    for number, colour in zip(lessons, _colours(len(lessons)), strict=True):
+        widths = [route.minutes.get(number, 0) for route in routes]
+        bars = axes.barh(names, widths, left=left, color=colour, edgecolor="white", label=number)
+        axes.bar_label(bars, [str(width) if width else "" for width in widths], label_type="center", fontsize="small")
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for place, total in enumerate(left):
+        axes.text(total, place, f" {total} min", va="center", fontsize="small")
+    axes.set_xlim(right=1.15 * max(left, default=1))
+    axes.invert_yaxis()
+    axes.set(xlabel="minutes of work", title="minutes by lesson and route")
+    figure.legend(loc="outside lower center", ncols=max(1, len(lessons)), fontsize="small")
+    return figure
+
+
+def _colours(count: int) -> list[str]:
+    return [PALETTE[index % len(PALETTE)] for index in range(count)]
+
+
+def _whole_numbers(axes, which: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    getattr(axes, f"{which}axis").set_major_locator(MaxNLocator(integer=True))

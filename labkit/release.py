@@ -1,0 +1,313 @@
+"""Station seven, release: the contract, the gates, a drill with real failures, and the README for the next engineer.
+
+Nothing here measures the model. The gates read what earlier lessons left in the pack and compare it with thresholds
+that were written down before anybody looked.
+"""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from labkit.errors import LabError
+from labkit.evidence import Pack, read_json, read_manifest, utc_now
+from labkit.layout import ROOT, display_path
+from labkit.routes import load_route
+from labkit.serving.contract import KEY_VARIABLE
+from labkit.serving.process import claim_port
+from labkit.serving.runtimes import SERVER_MODULE, start_server, without_paths
+
+LESSON = "13.4"
+CONTRACT, GATES, DRILL, README = "service_contract.json", "release_gates.md", "failure_drill.json", "README.md"
+PASS, FAIL, NOT_CLAIMED = "pass", "fail", "not claimed"
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+MISSING_MODEL = "data/models/no-such-model"
+HOST = "127.0.0.1"
+
+# The share of a risk's cases that must pass. Safety and regression allow none to fail: one leak, or one answer that
+# used to be right, is a reason not to release. The others are what a small model can be asked for.
+RISK_THRESHOLDS = {"format": 0.8, "grounding": 0.8, "safety": 1.0, "performance": 0.8, "regression": 1.0}
+P95_LIMIT_MS = 5000.0
+
+CONTRACT_KEYS = ("service", "model", "revision", "endpoint", "request", "response", "errors", "limits", "stop")
+LIMIT_KEYS = ("max_input_tokens", "max_output_tokens", "max_body_bytes", "request_seconds", "concurrency")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One row of release_gates.md. `status` is pass, fail, or not claimed (the route cannot prove it)."""
+
+    gate: str
+    threshold: str
+    measured: str
+    status: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Drill:
+    """One failure that was really provoked. `detected` is the error's own text; `seconds` from failure to health."""
+
+    name: str
+    provoked: str
+    detected: str
+    recovered: str
+    recovered_ok: bool
+    seconds: float
+    time: str
+
+
+def running_contract(port: int = 8000) -> dict:
+    """The contract that the labkit server on `port` of this machine states itself. Raises LabError when none does."""
+    request = urllib.request.Request(f"http://{HOST}:{port}/contract")
+    if key := os.environ.get(KEY_VARIABLE, "").strip():
+        request.add_header("Authorization", f"Bearer {key}")
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as response:
+            contract = json.loads(response.read(2**20))
+    except (OSError, HTTPException, ValueError) as error:
+        raise LabError(
+            f"no labkit server on port {port} states its contract: {error}",
+            f"start one with `labkit serve --port {port}`",
+        ) from None
+    if not isinstance(contract, dict):
+        raise LabError(f"the server on port {port} does not state a contract", "serve with `labkit serve`")
+    return contract
+
+
+def write_contract(pack: Pack, contract: Mapping) -> Path:
+    """service_contract.json from a running server's own document (GET /contract). Raises LabError for a gap in it."""
+    gaps = [key for key in CONTRACT_KEYS if not contract.get(key)]
+    gaps += [f"limits.{key}" for key in LIMIT_KEYS if not (contract.get("limits") or {}).get(key)]
+    gaps += [key for key in CONTRACT_KEYS if contract.get(key) == "unknown"]
+    if gaps:
+        raise LabError(f"the contract does not know its {', '.join(gaps)}", "take it from a running `labkit serve`")
+    return pack.write_json(CONTRACT, contract, LESSON)
+
+
+def write_gates(pack: Pack) -> Path:
+    """release_gates.md from what is in the pack. Raises LabError naming the lesson whose evidence is missing."""
+    return pack.write_text(GATES, gates_table(gates(pack)), LESSON)
+
+
+def gates(pack: Pack) -> tuple[Gate, ...]:
+    """Every gate in order. A new gate is a new function in GATE_RULES.
+
+    Raises LabError for evidence that is missing, or that is not in the shape its lesson writes.
+    """
+    try:
+        return tuple(gate for rule in GATE_RULES for gate in rule(pack))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"the evidence for the gates is incomplete ({type(error).__name__}: {error})"
+        raise LabError(what, "see which file with `labkit verify`, and run its lesson again") from error
+
+
+def gates_table(rows: Sequence[Gate]) -> str:
+    """The Markdown of release_gates.md; a bar inside a cell is escaped."""
+    lines = ["# Release gates", "", "| gate | threshold | measured | status | evidence |", "|---|---|---|---|---|"]
+    lines += ["| " + " | ".join(_cell(value) for value in asdict(row).values()) + " |" for row in rows]
+    failed = [row.gate for row in rows if row.status == FAIL]
+    verdict = f"Not ready: {', '.join(failed)}." if failed else "No gate fails. What is not claimed is not proved."
+    return "\n".join([*lines, "", verdict]) + "\n"
+
+
+def _cell(value: str) -> str:
+    return " ".join(value.split()).replace("|", "\\|")
+
+
+def _evidence(pack: Pack, name: str, lesson: str) -> dict:
+    if not pack.path(name).is_file():
+        raise LabError(f"{name} is not in the pack yet", f"run lesson {lesson} first: `labkit run --lesson {lesson}`")
+    return read_json(pack.path(name))
+
+
+def risk_gates(pack: Pack) -> list[Gate]:
+    """One gate for each risk, never one average: a model that formats well must not buy back a leak."""
+    by_risk = _evidence(pack, "eval_summary.json", "13.2").get("by_risk", {})
+    rows = []
+    for risk, share in RISK_THRESHOLDS.items():
+        counts = by_risk.get(risk)
+        if not counts:
+            raise LabError(
+                f"eval_summary.json has no case for {risk}", "run `labkit eval` with cases for all five risks"
+            )
+        passed, total = int(counts["passed"]), int(counts["total"])
+        needed = math.ceil(share * total)
+        threshold = f"at least {needed} of {total} cases ({share:.0%})"
+        status = PASS if passed >= needed else FAIL
+        rows.append(Gate(risk, threshold, f"{passed} of {total} passed", status, "eval_summary.json"))
+    return rows
+
+
+def smoke_gate(pack: Pack) -> list[Gate]:
+    smoke = _evidence(pack, "api_smoke_test.json", "13.2")
+    answered = bool(smoke.get("has_choices") and smoke.get("first_message"))
+    measured = f"{'answered' if answered else 'no answer'} in {smoke.get('latency_ms')} ms"
+    threshold = "a live server answers one client in the contract's shape"
+    return [Gate("smoke test", threshold, measured, PASS if answered else FAIL, "api_smoke_test.json")]
+
+
+def latency_gate(pack: Pack) -> list[Gate]:
+    """p95 counts only on a GPU of one's own; anywhere else the number is recorded and nothing is claimed."""
+    threshold = f"at most {P95_LIMIT_MS:.0f} ms on a rented GPU"
+    name, evidence = "p95 latency", "benchmark.json"
+    if not pack.path(evidence).is_file():
+        return [Gate(name, threshold, "not measured", NOT_CLAIMED, f"no {evidence}")]
+    report = read_json(pack.path(evidence))
+    measured = f"{float(report['p95_ms']):.0f} ms over {len(report['rows'])} requests"
+    if pack.route != "rented_gpu" or report.get("device") != "cuda":
+        measured += f" on {report.get('device', 'an unnamed device')}, a local number"
+        return [Gate(name, threshold, measured, NOT_CLAIMED, evidence)]
+    status = PASS if float(report["p95_ms"]) <= P95_LIMIT_MS else FAIL
+    return [Gate(name, threshold, measured, status, evidence)]
+
+
+def shutdown_gate(pack: Pack) -> list[Gate]:
+    """The way to stop is known, and has been walked once; before the first proof nothing is claimed."""
+    command = _evidence(pack, CONTRACT, LESSON)["stop"]["command"]
+    threshold = "one command ends the process and closes the port"
+    proof = pack.path("shutdown_proof.json")
+    if not proof.is_file():
+        return [Gate("shutdown path", threshold, f"`{command}`, not tried yet", NOT_CLAIMED, CONTRACT)]
+    held = read_json(proof)
+    gone = held.get("process_gone") is True and held.get("port_closed") is True
+    measured = f"`{command}`: process {'gone' if gone else 'or port still there'} after {held.get('signal')}"
+    return [Gate("shutdown path", threshold, measured, PASS if gone else FAIL, proof.name)]
+
+
+def licence_gate(pack: Pack) -> list[Gate]:
+    path = pack.path("model_decision.md")
+    if not path.is_file():
+        raise LabError("model_decision.md is not in the pack yet", "run lesson 13.3 first: `labkit run --lesson 13.3`")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("- Licence:")), "")
+    known = bool(named) and "_____" not in named and named.lower() != "unknown"
+    status = PASS if known else FAIL
+    return [Gate("licence known", "the model's licence is named", named or "not named", status, path.name)]
+
+
+def limits_gate(pack: Pack) -> list[Gate]:
+    limits = _evidence(pack, CONTRACT, LESSON).get("limits", {})
+    known = [key for key in LIMIT_KEYS if isinstance(limits.get(key), int | float) and limits[key] > 0]
+    measured = ", ".join(f"{key} {limits[key]:g}" for key in known) or "none set"
+    status = PASS if len(known) == len(LIMIT_KEYS) else FAIL
+    return [Gate("contract limits", f"{len(LIMIT_KEYS)} limits set and enforced", measured, status, CONTRACT)]
+
+
+def drill_gate(pack: Pack) -> list[Gate]:
+    drills = _evidence(pack, DRILL, LESSON).get("drills", [])
+    good = [drill["name"] for drill in drills if drill.get("recovered_ok") is True]
+    status = PASS if drills and len(good) == len(drills) else FAIL
+    measured = f"{len(good)} of {len(drills)} recovered: {', '.join(good) or 'none'}"
+    return [Gate("failure drill", "each provoked failure is recovered from", measured, status, DRILL)]
+
+
+GATE_RULES: tuple[Callable[[Pack], list[Gate]], ...] = (
+    risk_gates,
+    smoke_gate,
+    latency_gate,
+    limits_gate,
+    licence_gate,
+    drill_gate,
+    shutdown_gate,
+)
+
+
+def write_drill(pack: Pack, drills: Sequence[Drill]) -> Path:
+    return pack.write_json(DRILL, {"drills": [asdict(drill) for drill in drills]}, LESSON)
+
+
+def port_taken_drill(port: int = 8000, model: str = "mini-instruct", device: str = "auto") -> Drill:
+    """Take the port with a socket of ours, start a server on it, read its refusal, free the port and come up.
+
+    Raises LabError when the port is in use already, and when the failure cannot be provoked.
+    """
+    moment = utc_now()
+    with closing(claim_port(HOST, port)):
+        started = time.perf_counter()
+        detected = _refusal(["--host", HOST, "--port", str(port), "--model", model, "--device", device])
+    answered = _comes_up(model, port, device)
+    return Drill(
+        name="port_taken",
+        provoked=f"another program listened on port {port} when the server was started",
+        detected=detected,
+        recovered=f"ended that program and started the server again on port {port}; {answered}",
+        recovered_ok=True,
+        seconds=round(time.perf_counter() - started, 2),
+        time=moment,
+    )
+
+
+def model_path_drill(
+    port: int = 8000, model: str = "mini-instruct", device: str = "auto", wrong: str = MISSING_MODEL
+) -> Drill:
+    """Start a server with a model path that does not exist, read its refusal, give the right one and come up."""
+    moment, started = utc_now(), time.perf_counter()
+    detected = _refusal(["--host", HOST, "--port", str(port), "--model", wrong, "--device", device])
+    answered = _comes_up(model, port, device)
+    return Drill(
+        name="model_path_wrong",
+        provoked=f"the server was started with --model {display_path(ROOT / wrong)}",
+        detected=detected,
+        recovered=f"started it again with --model {Path(model).name}; {answered}",
+        recovered_ok=True,
+        seconds=round(time.perf_counter() - started, 2),
+        time=moment,
+    )
+
+
+def _refusal(options: Sequence[str], timeout: float = 120) -> str:
+    """Start a real server process that must fail, and return the error that it printed."""
+    command = [sys.executable, "-m", SERVER_MODULE, *options]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        done = None
+    if done is None or done.returncode == 0:
+        raise LabError("the failure could not be provoked: the server started", "stop it with `labkit stop`")
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("error:")] or lines[-1:]
+    return without_paths(told[-1].removeprefix("error:").strip()) if told else f"exit code {done.returncode}, no words"
+
+
+def _comes_up(model: str, port: int, device: str) -> str:
+    """Start the server, wait for its health, and stop it: the recovery has to be real too."""
+    with start_server(model, HOST, port, device) as server:
+        return f"/health said {server.health['status']}"
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now, for a drill beside a running service."""
+    with closing(socket.socket()) as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def write_readme(pack: Pack, contract: Mapping) -> Path:
+    """The pack's README.md: what it does, how to set up, test, stop and roll back, and what it does not prove.
+
+    Commands work as they stand from the workbook's root. Raises LabError when the contract has a gap.
+    """
+    route = load_route(pack.route)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = environment.get_template("pack_readme.md").render(
+        contract=contract,
+        route=route,
+        pack=display_path(pack.folder),
+        commit=read_manifest(pack.folder)["git_commit"].removesuffix("+changes"),
+        port=contract["endpoint"]["base_url"].rsplit(":", 1)[-1],
+    )
+    return pack.write_text(README, text, LESSON)

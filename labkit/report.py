@@ -1,0 +1,212 @@
+"""What verification found, for people: a table in the terminal and one HTML file that needs no network.
+
+The words in both come from `verify`; this room adds none of its own. Everything read from a pack is escaped, because
+a pack may be a stranger's.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from labkit.errors import LabError
+from labkit.evidence import finite, read_csv, read_json, read_manifest, utc_now, write_atomically
+from labkit.verification import Finding, Verdict, Verification, verify
+
+REPORT = "report.html"
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+STYLES = {Verdict.SUPPORTED: "green", Verdict.NOT_YET: "yellow", Verdict.CONTRADICTED: "bold red"}
+CONCLUSIONS = {
+    0: "Everything that the route requires is supported.",
+    1: "Something that the route requires is not there yet.",
+    2: "Files contradict each other: this pack claims more than it shows.",
+}
+
+
+def print_verification(verification: Verification, console: Console | None = None) -> None:
+    """The verification as tables that read well in 80 columns; colour appears only where `console` is a terminal."""
+    console = console or Console(highlight=False)
+    console.print(f"Pack {escape(verification.pack)}, route {escape(verification.route)}", highlight=False)
+    for title, findings in sections(verification):
+        console.print(_table(title, findings))
+    for finding in _to_do(verification):
+        console.print(Text.assemble((f"next for {finding.name}: ", "bold"), finding.next_action))
+    console.print(Text(conclusion(verification), style="bold"))
+
+
+def print_failures(summary: Mapping, console: Console | None = None) -> None:
+    """eval_summary.json as two tables: the counts for each risk, and each kind of failure with an example."""
+    console = console or Console(highlight=False)
+    counts = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("risk", "passed", "failed cases"):
+        counts.add_column(column, overflow="fold")
+    for risk, found in summary["by_risk"].items():
+        failed = ", ".join(found["failed_ids"]) or "none"
+        counts.add_row(Text(risk), f"{found['passed']} of {found['total']}", Text(failed))
+    console.print(counts)
+    if not summary["failures"]:
+        return
+    failures = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("risk", "check", "count", "example"):
+        failures.add_column(column, overflow="fold")
+    for row in summary["failures"]:
+        failures.add_row(Text(row["risk"]), Text(row["check"]), str(row["count"]), Text(row["example"]))
+    console.print(failures)
+
+
+def sections(verification: Verification) -> list[tuple[str, Sequence[Finding]]]:
+    named = {
+        "Artifacts": verification.artifacts,
+        "Cross-checks": verification.cross_checks,
+        "Claims": verification.claims,
+    }
+    return [(title, findings) for title, findings in named.items() if findings]
+
+
+def conclusion(verification: Verification) -> str:
+    counts = [f"{_count(verification, verdict)} {verdict}" for verdict in Verdict]
+    return f"{CONCLUSIONS[verification.exit_code]} ({', '.join(counts)})"
+
+
+def _count(verification: Verification, verdict: Verdict) -> int:
+    return sum(finding.verdict is verdict for finding in verification.findings)
+
+
+def _to_do(verification: Verification) -> list[Finding]:
+    """What needs an action, contradictions first; each action once."""
+    by_action: dict[str, Finding] = {}
+    worst_first = sorted(verification.findings, key=lambda finding: finding.verdict is not Verdict.CONTRADICTED)
+    for finding in worst_first:
+        if finding.next_action and (finding.required or finding.verdict is Verdict.CONTRADICTED):
+            by_action.setdefault(finding.next_action, finding)
+    return list(by_action.values())
+
+
+def _table(title: str, findings: Sequence[Finding]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(title, max_width=27, overflow="fold")
+    table.add_column("verdict", no_wrap=True, min_width=12)
+    table.add_column("detail", overflow="fold")
+    for finding in findings:
+        table.add_row(
+            Text(finding.name), Text(finding.verdict.value, style=STYLES[finding.verdict]), Text(finding.detail)
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class LossPlot:
+    """The loss curve as SVG coordinates: `lines` are (name, CSS class, polyline points), `ticks` the axes' numbers."""
+
+    lines: tuple[tuple[str, str, str], ...]
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    device: str
+
+
+PLOT_WIDTH, PLOT_HEIGHT, PLOT_MARGIN = 640, 260, 44
+
+
+def loss_plot(rows: Sequence[Mapping[str, str]]) -> LossPlot | None:
+    """Train and held-out loss by step, from training_log.csv's rows; None when fewer than two rows can be drawn."""
+    points = [(finite(row.get("step")), finite(row.get("train_loss")), finite(row.get("val_loss"))) for row in rows]
+    known = [point for point in points if None not in point]
+    if len(known) < 2:
+        return None
+    steps = [point[0] for point in known]
+    losses = [loss for point in known for loss in point[1:]]
+    x = _scale(min(steps), max(steps), PLOT_MARGIN, PLOT_WIDTH - 12)
+    y = _scale(min(losses), max(losses), PLOT_HEIGHT - PLOT_MARGIN, 12)
+    lines = tuple(
+        (name, css, " ".join(f"{x(point[0]):.1f},{y(point[index]):.1f}" for point in known))
+        for index, (name, css) in enumerate((("train", "train"), ("held out", "held-out")), start=1)
+    )
+    x_ticks = tuple((x(value), f"{value:g}") for value in (min(steps), max(steps)))
+    y_ticks = tuple((y(value), f"{value:.2f}") for value in (min(losses), max(losses)))
+    devices = sorted({str(row.get("device")) for row in rows})
+    return LossPlot(lines, x_ticks, y_ticks, " and ".join(devices))
+
+
+def _scale(low: float, high: float, start: float, end: float):
+    width = (high - low) or 1.0
+    return lambda value: start + (value - low) / width * (end - start)
+
+
+def risk_table(folder: Path) -> list[dict]:
+    """One row for each risk of eval_summary.json, with the ids that failed; empty when it cannot be read."""
+    try:
+        by_risk = read_json(folder / "eval_summary.json").get("by_risk")
+    except LabError:
+        return []
+    if not isinstance(by_risk, dict):
+        return []
+    rows = []
+    for risk, counts in by_risk.items():
+        if isinstance(counts, dict):
+            failed = counts.get("failed_ids")
+            ids = ", ".join(map(str, failed)) if isinstance(failed, list) else ""
+            rows.append({"risk": risk, "passed": counts.get("passed"), "total": counts.get("total"), "ids": ids})
+    return rows
+
+
+def notebooks(folder: Path) -> list[tuple[str, str]]:
+    """(name, link) for each executed notebook in the pack."""
+    found = sorted((folder / "notebooks").glob("*.ipynb"))
+    return [(path.name, "notebooks/" + quote(path.name, errors="replace")) for path in found]
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.html into the pack: claims first, then cross-checks and artifacts, the loss curve, the failures.
+
+    The manifest does not list it, because it can be made again from the pack at any time. Raises LabError when there
+    is no such folder, or it cannot be written to.
+    """
+    folder = Path(folder)
+    verification = verify(folder)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template("report.html").render(
+        verification=verification,
+        conclusion=conclusion(verification),
+        to_do=_to_do(verification),
+        plot=loss_plot(_log_rows(folder)),
+        size=(PLOT_WIDTH, PLOT_HEIGHT, PLOT_MARGIN),
+        risks=risk_table(folder),
+        notebooks=notebooks(folder),
+        commit=_commit(folder),
+        time=utc_now(),
+    )
+    write_atomically(folder / REPORT, _storable(html))
+    return folder / REPORT
+
+
+def _storable(html: str) -> bytes:
+    """UTF-8 without control characters, which a hostile file name may hold and HTML forbids."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "?", html).encode("utf-8", errors="replace")
+
+
+def _log_rows(folder: Path) -> list[dict[str, str]]:
+    try:
+        return read_csv(folder / "openllm_gpu_training_run" / "training_log.csv")
+    except LabError:
+        return []
+
+
+def _commit(folder: Path) -> str:
+    try:
+        return str(read_manifest(folder).get("git_commit", "unknown"))
+    except LabError:
+        return "unknown"

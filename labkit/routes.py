@@ -1,0 +1,250 @@
+"""The three compute routes: what each proves, what it cannot, and which one a learner should take.
+
+A route is one YAML file in notebooks/routes that papermill takes as it is (`papermill -f`). The same file is read here
+as a frozen dataclass, so notebooks, runner and verification cannot disagree about it.
+"""
+
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import yaml
+
+from labkit.errors import LabError
+from labkit.layout import ROUTES
+
+ROUTE_NAMES = ("local_cpu", "free_colab", "rented_gpu")
+
+
+@dataclass(frozen=True)
+class Route:
+    """One compute route. `minutes` maps lesson to minutes of work; `required_artifacts` are names in the pack.
+
+    `device` is what the route is meant to run on ("cpu" or "cuda"). On a route that wants CUDA and finds none, the
+    notebooks record the missing GPU and use `fallback_train_steps` on the CPU.
+    """
+
+    route: str
+    title: str
+    goal: str
+    device: str
+    proves: tuple[str, ...]
+    cannot_prove: tuple[str, ...]
+    stop_rule: str
+    fallback: str
+    required_artifacts: tuple[str, ...]
+    minutes: dict[str, int]
+    model: str
+    train_steps: int
+    fallback_train_steps: int
+    batch_size: int
+    max_new_tokens: int
+    benchmark_requests: int
+    hourly_usd: float
+    budget_usd: float
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What the learner has and needs. `hours` is the time at hand for the whole chapter."""
+
+    has_nvidia_gpu: bool = False
+    private_data: bool = False
+    needs_throughput: bool = False
+    needs_stable_api: bool = False
+    budget_usd: float = 0.0
+    can_use_google: bool = True
+
+
+@dataclass(frozen=True)
+class RouteDecision:
+    route: str
+    reasons: tuple[str, ...]
+    upgrade_signal: str
+
+
+def load_route(name: str) -> Route:
+    """The route called `name`. Raises LabError for an unknown name or a YAML file with missing or extra fields."""
+    path = ROUTES / f"{name}.yaml"
+    if name not in ROUTE_NAMES or not path.exists():
+        raise LabError(f"there is no route called {name!r}", f"choose one of {', '.join(ROUTE_NAMES)}")
+    return _parse(path)
+
+
+def load_routes() -> tuple[Route, ...]:
+    return tuple(load_route(name) for name in ROUTE_NAMES)
+
+
+def _parse(path: Path) -> Route:
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    wanted = {field.name for field in fields(Route)}
+    if set(values) != wanted:
+        odd = ", ".join(sorted(set(values) ^ wanted))
+        raise LabError(f"{path.name} has missing or unknown fields: {odd}", "compare it with local_cpu.yaml")
+    return Route(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def choose_route(constraints: Constraints) -> RouteDecision:
+    """The weakest route that can prove what is asked for, with every reason that led there.
+
+    Weakest first because a stronger route costs money or trust: private data keeps off Colab, throughput and a stable
+    API need a GPU of one's own, and a rented one needs a budget.
+    """
+    needs_gpu = constraints.needs_throughput or constraints.needs_stable_api
+    reasons = []
+    if constraints.needs_throughput:
+        reasons.append("throughput and latency can only be claimed from a GPU that you control")
+    if constraints.needs_stable_api:
+        reasons.append("free Colab sessions end without notice, so a stable API needs another machine")
+    if needs_gpu and constraints.budget_usd > 0:
+        reasons.append(f"a budget of ${constraints.budget_usd:.2f} allows a rented GPU with a stop time")
+        return RouteDecision("rented_gpu", tuple(reasons), "utilisation stays above half for a week: buy or reserve")
+    if needs_gpu:
+        reasons.append("there is no budget for a rented GPU yet, so prove the loop first and claim nothing about speed")
+    if constraints.private_data:
+        reasons.append("private data stays on a machine that you control, which rules out free Colab")
+    elif not constraints.can_use_google:
+        reasons.append("free Colab needs a Google account")
+    elif not constraints.has_nvidia_gpu:
+        reasons.append("no NVIDIA GPU here and nothing private: free Colab lends one for a single experiment")
+        return RouteDecision("free_colab", tuple(reasons), "the session ends before the run does: rent a GPU")
+    if constraints.has_nvidia_gpu:
+        reasons.append("the local machine already has an NVIDIA GPU; local_cpu's sizes run on it unchanged")
+    reasons.append("the whole loop runs on two CPU cores with the embedded model")
+    return RouteDecision("local_cpu", tuple(reasons), "you must claim speed, or the model no longer fits in RAM")
+
+
+def typical_constraints(route: Route, has_nvidia_gpu: bool = False) -> Constraints:
+    """The needs that `route` was made for: where a learner starts before writing down their own."""
+    if route.route == "rented_gpu":
+        return Constraints(has_nvidia_gpu, needs_throughput=True, needs_stable_api=True, budget_usd=route.budget_usd)
+    return Constraints(has_nvidia_gpu=False, private_data=route.route == "local_cpu")
+
+
+def steps_on(route: Route, device: str, train_steps: int, fallback_train_steps: int) -> tuple[int, str]:
+    """How many steps to train on `device`, and why: a GPU route without its GPU takes the fallback's number."""
+    if route.device == "cuda" and device != "cuda":
+        return fallback_train_steps, f"{route.route} wants a GPU and this machine shows none, so the fallback applies"
+    return train_steps, f"the size that {route.route} plans for {route.device}"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One question of 13.1's drill: a situation in words, and the same as constraints."""
+
+    situation: str
+    constraints: Constraints
+
+
+DRILL = (
+    Scenario(
+        "A clinic wants to try answers over its own patient letters. Laptops only, no budget.",
+        Constraints(private_data=True),
+    ),
+    Scenario(
+        "A student wants to see one training run on a GPU. Public data, a Google account, no money.",
+        Constraints(),
+    ),
+    Scenario(
+        "A course needs an API that stays up for an afternoon of 30 people. There are 20 dollars.",
+        Constraints(needs_stable_api=True, needs_throughput=True, budget_usd=20.0),
+    ),
+)
+
+
+def planned_stop(route: Route, start: datetime, earlier_plan: str = "") -> str:
+    """When a rented machine is given back at the latest: UTC, ISO 8601 to the minute.
+
+    The budget divided by the hourly price, or the minutes of the route's lessons, whichever is shorter. A stop time
+    that `earlier_plan` (the text of a gpu_plan.md) already names is kept: running the lesson again must not extend it.
+    Raises LabError when the route file has no budget or no price.
+    """
+    for line in earlier_plan.splitlines():
+        if line.startswith("- Stop time: ") and line[13:].strip():
+            return line[13:].strip()
+    if route.hourly_usd <= 0 or route.budget_usd <= 0:
+        raise LabError(
+            "a rented machine needs a budget and an hourly price",
+            "fill hourly_usd and budget_usd in the route file",
+            where=f"{route.route}.yaml",
+        )
+    hours = min(route.budget_usd / route.hourly_usd, sum(route.minutes.values()) / 60)
+    return (start.astimezone(UTC) + timedelta(hours=hours)).isoformat(timespec="minutes")
+
+
+def compute_route_markdown(
+    route: Route, decision: RouteDecision, device: str, device_reason: str, stop_time: str = ""
+) -> str:
+    """The text of compute_route.md: what this route proves, what it cannot, and why it was taken.
+
+    When `choose_route` would have taken another route, the reason says so; when a GPU was expected and is absent, the
+    missing GPU is recorded beside the fallback. `stop_time` is required on rented_gpu (see `planned_stop`).
+    """
+    reason = "; ".join(decision.reasons)
+    if decision.route != route.route:
+        reason = f"chosen by the learner; the rule would take {decision.route} because {reason}"
+    fields = {
+        "Route": route.route,
+        "Device": f"{device} ({device_reason})",
+        "Proves": "; ".join(route.proves),
+        "Cannot prove": "; ".join(route.cannot_prove),
+        "Fallback": route.fallback,
+        "Stop rule": route.stop_rule,
+        "Reason": reason,
+        "Upgrade signal": decision.upgrade_signal,
+    }
+    if route.device == "cuda" and device != "cuda":
+        fields["Missing GPU"] = f"this route expects cuda and found {device}; the fallback is in use"
+    if route.route == "rented_gpu":
+        fields["Budget"] = f"${route.budget_usd:.2f}"
+        fields["Stop time"] = stop_time
+        fields["Evidence to copy back"] = ", ".join(route.required_artifacts)
+    return _form("Compute route", fields)
+
+
+def gpu_plan_markdown(route: Route, stop_time: str, gpu: str, price: str) -> str:
+    """The text of gpu_plan.md: what is rented, at which price, until when, and what must be home before it stops.
+
+    `gpu` is what torch sees on this machine; `price` is one line with provider, source and the date it was seen.
+    """
+    hours = route.budget_usd / route.hourly_usd
+    return _form(
+        "GPU plan",
+        {
+            "GPU on this machine": gpu,
+            "Price row": price,
+            "Hourly price": f"${route.hourly_usd:.2f}",
+            "Budget": f"${route.budget_usd:.2f}, which pays for {hours:.1f} hours",
+            "Stop time": stop_time,
+            "Stop rule": route.stop_rule,
+            "Evidence to copy back": ", ".join(route.required_artifacts),
+            "Before leaving": "stop the server with `labkit stop`, copy the pack back, verify the copy at home, "
+            "then delete the machine and its disk at the provider",
+            "Proof of stop": "shutdown_proof.json, and the provider's page showing no machine",
+        },
+    )
+
+
+def colab_notes_markdown(route: Route, in_colab: bool, gpu: str, evidence: str) -> str:
+    """The text of colab_notes.md: what this session had, and what to do after the reset that will come.
+
+    `evidence` is where the pack lies, as it may be shown.
+    """
+    return _form(
+        "Colab notes",
+        {
+            "Session": "Google Colab" if in_colab else "not Colab: the route was tried on another machine",
+            "GPU in this session": gpu,
+            "What a reset deletes": "every file and package on the session's disk",
+            "Save before it ends": f"the folder {evidence} (download it, or copy it to Drive)",
+            "Start again": "upload the workbook and the saved pack, install requirements-colab.txt, and run the first "
+            "lesson that is not yet supported; `labkit verify` names it",
+            "Versions": "requirements-freeze.txt of this pack; compare it after a reset",
+            "Data rule": "nothing private is uploaded",
+            "Stop rule": route.stop_rule,
+        },
+    )
+
+
+def _form(title: str, fields: dict[str, str]) -> str:
+    return f"# {title}\n\n" + "".join(f"- {key}: {value}\n" for key, value in fields.items())

@@ -1,0 +1,101 @@
+"""Stopping a server, and proving that it is gone: process, port, GPU memory, seconds and cost."""
+
+import contextlib
+import subprocess
+import time
+from datetime import datetime
+
+import psutil
+
+from labkit.errors import LabError
+from labkit.evidence import utc_now
+from labkit.serving.process import RunningServer, port_open, running_server, state_file
+
+PORT_SECONDS = 5  # what a closed process's port gets to disappear in
+
+
+def stop_server(port: int, hourly_usd: float = 0.0, grace: float = 10) -> dict:
+    """End the labkit server on `port` and return the content of shutdown_proof.json.
+
+    SIGTERM first, so that answers under way can finish; SIGKILL after `grace` seconds. `hourly_usd` is the price of
+    the machine per hour; the cost is that of the time between the server's start and its end.
+    Raises LabError when no labkit server is known on that port, or it belongs to somebody else.
+    """
+    server = running_server(port)
+    process = server.process() if server else None
+    if process is None:
+        state_file(port).unlink(missing_ok=True)
+        raise LabError(_why_none(server, port), "start a server with `labkit serve`, or name its port with --port")
+    memory = gpu_memory_mib()
+    try:
+        signal_name = _end(server, process, grace)
+    except psutil.AccessDenied:
+        raise LabError(f"the server on port {port} belongs to another user", "ask that user to stop it") from None
+    closed = _wait(lambda: not port_open(server.host, port), PORT_SECONDS)
+    state_file(port).unlink(missing_ok=True)
+    stopped = utc_now()
+    seconds = (datetime.fromisoformat(stopped) - datetime.fromisoformat(server.started)).total_seconds()
+    return {
+        "pid": server.pid,
+        "port": port,
+        "model": server.model,
+        "process_gone": server.process() is None,
+        "port_closed": closed,
+        "gpu_memory": _freed(memory, gpu_memory_mib()),
+        "started": server.started,
+        "stopped": stopped,
+        "seconds": seconds,
+        "hourly_usd": hourly_usd,
+        "cost_usd": round(hourly_usd * seconds / 3600, 4),
+        "signal": signal_name,
+    }
+
+
+def _why_none(server: RunningServer | None, port: int) -> str:
+    if server is not None:
+        return f"the labkit server on port {port} has already ended without being stopped"
+    if port_open("127.0.0.1", port):
+        return f"port {port} is in use by a program that labkit did not start, which it leaves alone"
+    return f"no labkit server is known on port {port}"
+
+
+def _end(server: RunningServer, process: psutil.Process, grace: float) -> str:
+    """The name of the signal that ended the process. On Windows both signals end it at once."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.terminate()
+    if _wait(lambda: _gone(server, process), grace):
+        return "SIGTERM"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
+    _wait(lambda: _gone(server, process), grace)
+    return "SIGKILL"
+
+
+def _gone(server: RunningServer, process: psutil.Process) -> bool:
+    """Whether the process has ended; where it is a child of this one, its exit status is collected on the way."""
+    with contextlib.suppress(psutil.TimeoutExpired):
+        process.wait(timeout=0)
+    return server.process() is None
+
+
+def _wait(condition, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def gpu_memory_mib() -> int | None:
+    """The memory in use on all NVIDIA GPUs, in MiB, or None where nvidia-smi cannot tell."""
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return sum(int(line) for line in done.stdout.split())
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
+def _freed(before: int | None, after: int | None) -> str:
+    return "not visible" if before is None or after is None else f"{before - after} MiB freed"

@@ -1,0 +1,101 @@
+"""Train the embedded model from its recipe: corpus, tokenizer, architecture and settings in one YAML file."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from tokenizers import Tokenizer
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from labkit.environment import choose_device
+from labkit.errors import LabError
+from labkit.evidence import csv_text, write_atomically
+from labkit.training.loop import LOG_COLUMNS, LogRow, TrainSettings, train
+from labkit.training.tokens import CHAT_TEMPLATE, CHAT_TOKENS, END_OF_TEXT, encode_chats, train_bpe
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`train` and `held_out` are JSONL files of chats, relative to the recipe; `architecture` is LlamaConfig's."""
+
+    train: str
+    held_out: str
+    vocab_size: int
+    architecture: dict
+    settings: TrainSettings
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Raises LabError for a missing file or a field that is missing, unknown or misspelt."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return Recipe(**values | {"settings": TrainSettings(**values["settings"])})
+    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise LabError(
+            f"{Path(path).name} is not a recipe: {error}", "compare it with mini-instruct's recipe"
+        ) from None
+
+
+def train_from_recipe(
+    path: Path, out: Path, device: str = "auto", on_row: Callable[[LogRow], None] = lambda row: None
+) -> list[LogRow]:
+    """Train and save to `out`: weights in bf16 safetensors, tokenizer with chat template, generation config, log."""
+    chosen = choose_device(device)
+    recipe = read_recipe(path)
+    folder = Path(path).resolve().parent
+    chats, held_out = read_chats(folder / recipe.train), read_chats(folder / recipe.held_out)
+    tokenizer = train_bpe((turn["content"] for chat in chats for turn in chat), recipe.vocab_size)
+    torch.manual_seed(recipe.settings.seed)
+    model = LlamaForCausalLM(llama_config(recipe, tokenizer))
+    data = encode_chats(tokenizer, chats), encode_chats(tokenizer, held_out)
+    rows = train(model, *data, recipe.settings, chosen.name, on_row)
+    save_chat_model(model, tokenizer, out)
+    write_atomically(out / "training_log.csv", csv_text(map(asdict, rows), LOG_COLUMNS).encode())
+    return rows
+
+
+def read_chats(path: Path) -> list[list[dict[str, str]]]:
+    """The `messages` of each line. Raises LabError with the line's number for anything that is not a chat."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise LabError(f"{path.name} is not there", "make it with: python data/corpus/generate.py") from None
+    chats = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            chats.append(json.loads(line)["messages"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise LabError(f"line {number} of {path.name} is not a chat: {error}", "each line needs messages") from None
+    return chats
+
+
+def llama_config(recipe: Recipe, tokenizer: Tokenizer) -> LlamaConfig:
+    """The recipe's architecture with the token ids that the tokenizer gave to the special tokens."""
+    end = tokenizer.token_to_id(CHAT_TOKENS[1])
+    ids = {"bos_token_id": tokenizer.token_to_id(END_OF_TEXT), "eos_token_id": end, "pad_token_id": end}
+    return LlamaConfig(vocab_size=recipe.vocab_size, tie_word_embeddings=True, **ids, **recipe.architecture)
+
+
+def save_chat_model(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
+    """A folder that plain transformers loads."""
+    end = CHAT_TOKENS[1]
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=end,
+        pad_token=end,
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    wrapped.model_max_length = model.config.max_position_embeddings
+    model.generation_config = GenerationConfig(
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+        do_sample=False,
+        max_new_tokens=128,
+    )
+    model.to(torch.bfloat16).save_pretrained(out)
+    wrapped.save_pretrained(out)

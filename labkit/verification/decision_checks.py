@@ -1,0 +1,60 @@
+"""Lessons 13.3 and 13.5: which model, which runtime, which route, and why not the others."""
+
+import re
+
+from labkit.routes import ROUTE_NAMES
+from labkit.verification.reading import PackReader, is_filled, require_keys
+from labkit.verification.verdicts import NotYet
+
+MODEL_DECISION = "model_decision.md"
+RUNTIME_DECISION = "model_runtime_decision.json"
+RUNBOOK = "open_llm_runbook.json"
+OPEN_ROUTE = "open_weight_route.json"
+
+_DECISION_KEYS = ("Model", "Revision", "Size", "Licence", "Source", "Reason")
+_ROUTE_KEYS = ("model", "runtime", "reason", "proves", "fallback")
+_RUNBOOK_KEYS = ("route", "model", "required_evidence", "upgrade_signal", "fallback")
+_CHOICE_KEYS = ("choice", "reason")
+_REJECTED = re.compile(r"^## Rejected alternatives\s*\n(.*?)(?=^## |\Z)", re.M | re.S)
+_ALTERNATIVE = re.compile(r"^- ([^:\n]+): *(\S.*)$", re.M)
+
+
+def check_model_decision(pack: PackReader) -> str:
+    """The model is named with its licence, and at least one other was rejected for a stated reason."""
+    text = pack.text(MODEL_DECISION)
+    fields = pack.fields(MODEL_DECISION, _DECISION_KEYS)
+    section = _REJECTED.search(text)
+    rejected = _ALTERNATIVE.findall(section[1]) if section else []
+    if not rejected:
+        raise NotYet(f"{MODEL_DECISION} names no rejected alternative with its reason")
+    if unfilled := [name for name, reason in rejected if not (is_filled(name) and is_filled(reason))]:
+        raise NotYet(f"{MODEL_DECISION}: no reason against {', '.join(unfilled)}")
+    return f"{fields['Model']}, {fields['Size']}, {fields['Licence']}; {len(rejected)} rejected"
+
+
+def check_runtime_decision(pack: PackReader) -> str:
+    decision = require_keys(pack.json(RUNTIME_DECISION), ("project", "routes"), RUNTIME_DECISION)
+    routes = require_keys(decision["routes"], ROUTE_NAMES, f"routes in {RUNTIME_DECISION}")
+    for name in ROUTE_NAMES:
+        require_keys(routes[name], _ROUTE_KEYS, f"{name} in {RUNTIME_DECISION}")
+    return "; ".join(f"{name}: {routes[name]['runtime']}" for name in ROUTE_NAMES)
+
+
+def check_runbook(pack: PackReader) -> str:
+    runbook = require_keys(pack.json(RUNBOOK), _RUNBOOK_KEYS, RUNBOOK)
+    choices = [
+        require_keys(runbook.get(key), _CHOICE_KEYS, f"{key} in {RUNBOOK}")["choice"]
+        for key in ("runtime", "adaptation")
+    ]
+    return f"runtime {choices[0]}, adaptation {choices[1]}, evidence required: {len(runbook['required_evidence'])}"
+
+
+def check_open_route(pack: PackReader) -> str:
+    plan = require_keys(pack.json(OPEN_ROUTE), ("project", "adaptation", "evidence"), OPEN_ROUTE)
+    route = require_keys(plan.get("route"), ("route", "goal"), f"route in {OPEN_ROUTE}")
+    family = require_keys(plan.get("model_family"), ("family", "fit", "runtime"), f"model_family in {OPEN_ROUTE}")
+    if route["route"] not in ROUTE_NAMES:
+        raise NotYet(f"{OPEN_ROUTE} names the route {str(route['route'])[:40]!r}")
+    if not isinstance(plan["evidence"], list):
+        raise NotYet(f"evidence in {OPEN_ROUTE} is not a list")
+    return f"{plan['project']}: {route['route']}, {family['family']}"

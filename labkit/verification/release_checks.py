@@ -1,0 +1,137 @@
+"""Lesson 13.4: what another engineer needs to start, test, stop and roll back the service."""
+
+import re
+
+from labkit.benchmark import LOCAL_CLAIM, percentile
+from labkit.verification.reading import PackReader, number, require_filled, require_keys
+from labkit.verification.service_checks import moment
+from labkit.verification.verdicts import Contradiction, NotYet
+
+CONTRACT = "service_contract.json"
+GATES = "release_gates.md"
+DRILL = "failure_drill.json"
+SHUTDOWN = "shutdown_proof.json"
+BENCHMARK = "benchmark.json"
+README = "README.md"
+GATE_STATUSES = ("pass", "fail", "not claimed")
+
+_CONTRACT_KEYS = ("service", "model", "revision", "request", "response", "errors")
+_CONTRACT_PARTS = {
+    "endpoint": ("base_url", "health", "models", "chat"),
+    "limits": ("max_input_tokens", "max_output_tokens", "max_body_bytes", "request_seconds", "concurrency"),
+    "stop": ("command", "proof"),
+}
+_GATE_COLUMNS = ("gate", "threshold", "measured", "status", "evidence")
+_DRILL_KEYS = ("provoked", "detected", "recovered", "seconds", "time")
+_DRILLS = ("port_taken", "model_path_wrong")
+_SHUTDOWN_KEYS = ("pid", "port", "gpu_memory", "started", "stopped", "signal")
+_SECTIONS = ("What it does", "Set up and run", "Test", "Known limits", "Stop", "Roll back")
+_COMMAND_SECTIONS = ("Set up and run", "Test", "Stop", "Roll back")
+_CENT = 0.01
+
+
+def check_contract(pack: PackReader) -> str:
+    """Every field of the contract is known, and every limit is a positive number."""
+    contract = require_keys(pack.json(CONTRACT), _CONTRACT_KEYS, CONTRACT)
+    parts = {
+        part: require_keys(contract.get(part), keys, f"{part} in {CONTRACT}") for part, keys in _CONTRACT_PARTS.items()
+    }
+    for key in _CONTRACT_PARTS["limits"]:
+        if number(parts["limits"][key], f"{key} in {CONTRACT}") == 0:
+            raise NotYet(f"{key} in {CONTRACT} is zero, which is no limit that a service can keep")
+    limits = parts["limits"]
+    return f"{contract['model']} at {parts['endpoint']['base_url']}, {limits['max_output_tokens']} tokens at most"
+
+
+def check_gates(pack: PackReader) -> str:
+    rows = gate_rows(pack)
+    by_status = {status: sum(row["status"] == status for row in rows) for status in GATE_STATUSES}
+    return f"{len(rows)} gates: " + ", ".join(f"{count} {status}" for status, count in by_status.items())
+
+
+def gate_rows(pack: PackReader) -> list[dict[str, str]]:
+    """The rows of the gates' table, every cell filled and every status one of the three."""
+    lines = [line.strip() for line in pack.text(GATES).splitlines() if line.strip().startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in lines]
+    if len(cells) < 3 or tuple(cell.lower() for cell in cells[0]) != _GATE_COLUMNS:
+        raise NotYet(f"{GATES} has no table with the columns {', '.join(_GATE_COLUMNS)}")
+    rows = []
+    for number_, row in enumerate(cells[2:], start=1):
+        if len(row) != len(_GATE_COLUMNS):
+            raise NotYet(f"{GATES} row {number_} has {len(row)} cells")
+        rows.append(dict(zip(_GATE_COLUMNS, row, strict=True)))
+        require_filled(rows[-1], f"{GATES} row {number_}")
+        if rows[-1]["status"] not in GATE_STATUSES:
+            raise NotYet(f"{GATES} row {number_} has the status {row[3][:20]!r}")
+    return rows
+
+
+def check_drill(pack: PackReader) -> str:
+    """Both failures were provoked, seen and recovered from, each in a measured time."""
+    held = pack.json(DRILL).get("drills")
+    drills = {drill.get("name"): drill for drill in held if isinstance(drill, dict)} if isinstance(held, list) else {}
+    if missing := [name for name in _DRILLS if name not in drills]:
+        raise NotYet(f"{DRILL} has no drill called {', '.join(missing)}")
+    for name in _DRILLS:
+        drill = require_keys(drills[name], _DRILL_KEYS, f"{name} in {DRILL}")
+        moment(drill["time"], f"time of {name} in {DRILL}")
+        if number(drill["seconds"], f"seconds of {name} in {DRILL}") == 0:
+            raise NotYet(f"{DRILL}: {name} took no time, so it was not run")
+        if drill.get("recovered_ok") is not True:
+            raise NotYet(f"{DRILL}: {name} did not recover")
+    return "; ".join(f"{name} recovered in {float(drills[name]['seconds']):.1f} s" for name in _DRILLS)
+
+
+def check_shutdown(pack: PackReader) -> str:
+    """The process is gone, the port is closed, and the cost is the hours times the price."""
+    proof = require_keys(pack.json(SHUTDOWN), _SHUTDOWN_KEYS, SHUTDOWN)
+    if proof.get("process_gone") is not True:
+        raise NotYet(f"{SHUTDOWN}: the process is still there")
+    if proof.get("port_closed") is not True:
+        raise NotYet(f"{SHUTDOWN}: port {proof['port']} is still open")
+    started, stopped = (moment(proof[key], f"{key} in {SHUTDOWN}") for key in ("started", "stopped"))
+    seconds = number(proof.get("seconds"), f"seconds in {SHUTDOWN}")
+    if stopped < started:
+        raise Contradiction(f"{SHUTDOWN}: it stopped before it started")
+    if abs((stopped - started).total_seconds() - seconds) > 2:
+        raise Contradiction(
+            f"{SHUTDOWN} says {seconds:g} s, its times are {(stopped - started).total_seconds():g} s apart"
+        )
+    price = number(proof.get("hourly_usd"), f"hourly_usd in {SHUTDOWN}")
+    cost = number(proof.get("cost_usd"), f"cost_usd in {SHUTDOWN}")
+    if abs(cost - seconds / 3600 * price) > _CENT:
+        raise Contradiction(
+            f"{SHUTDOWN} says ${cost:.2f}, {seconds:g} s at ${price:.2f} an hour are ${seconds / 3600 * price:.2f}"
+        )
+    return f"process gone, port {proof['port']} closed, {seconds:g} s, ${cost:.2f}"
+
+
+def check_readme(pack: PackReader) -> str:
+    """The six sections are there and filled, and those that say what to do hold a command."""
+    text = pack.text(README)
+    parts = re.split(r"^## +(.+?)\s*$", text, flags=re.M)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    require_filled({name: sections.get(name, "") for name in _SECTIONS}, README)
+    if silent := [
+        name for name in _COMMAND_SECTIONS if not re.search(r"^```\w*\n\s*\S.*?^```", sections[name], re.M | re.S)
+    ]:
+        raise NotYet(f"{README} has no command under {', '.join(silent)}")
+    return f"{len(_SECTIONS)} sections, with commands to run, test, stop and roll back"
+
+
+def check_benchmark(pack: PackReader) -> str:
+    """Percentiles and tokens recompute from the rows, and the file claims no more than route and device allow."""
+    report = require_keys(pack.json(BENCHMARK), ("model", "route", "requests", "rows", "claim"), BENCHMARK)
+    rows = report["rows"]
+    latencies = [number(row["latency_ms"], f"latency_ms in {BENCHMARK}") for row in rows]
+    for key, p in (("p50_ms", 50), ("p95_ms", 95)):
+        if abs(number(report.get(key), f"{key} in {BENCHMARK}") - percentile(latencies, p)) > 0.01:
+            raise Contradiction(f"{BENCHMARK} says {key} {report[key]}, its rows give {percentile(latencies, p):g}")
+    tokens = sum(number(row["completion_tokens"], f"completion_tokens in {BENCHMARK}") for row in rows)
+    if report.get("completion_tokens") != tokens:
+        raise Contradiction(f"{BENCHMARK} claims {report.get('completion_tokens')} tokens, its rows show {tokens:g}")
+    controlled = pack.route == "rented_gpu" and report.get("device") == "cuda"
+    if not controlled and report["claim"] != LOCAL_CLAIM:
+        where = f"{pack.route} on {report.get('device')}"
+        raise Contradiction(f"{BENCHMARK} claims {str(report['claim'])[:60]!r}, which {where} cannot prove")
+    return f"p50 {report['p50_ms']:g} ms, p95 {report['p95_ms']:g} ms over {len(rows)} requests"

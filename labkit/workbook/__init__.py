@@ -1,0 +1,33 @@
+"""The workbook as a whole: its lessons, the pack that a notebook writes to, and papermill over the notebooks in order.
+
+papermill is imported inside the functions that run notebooks, so that a notebook which only wants its pack pays
+nothing for it.
+"""
+
+from labkit.workbook.lessons import LESSONS, PLAN, Box, BoxState, Lesson, box_states, lesson, run_order
+from labkit.workbook.packs import check, checklist_markdown, open_pack, plan_rows
+from labkit.workbook.progress import Listener, Progress, RunDisplay
+from labkit.workbook.route_plan import write_route_plan
+from labkit.workbook.runner import RunResult, parameters_for, run_workbook
+
+__all__ = [
+    "LESSONS",
+    "PLAN",
+    "Box",
+    "BoxState",
+    "Lesson",
+    "Listener",
+    "Progress",
+    "RunDisplay",
+    "RunResult",
+    "box_states",
+    "check",
+    "checklist_markdown",
+    "lesson",
+    "open_pack",
+    "parameters_for",
+    "plan_rows",
+    "run_order",
+    "run_workbook",
+    "write_route_plan",
+]

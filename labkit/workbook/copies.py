@@ -1,0 +1,55 @@
+"""Executed copies that may be shared: no home folder, no machine path, no widget state in them."""
+
+import tempfile
+from pathlib import Path
+
+from labkit.layout import ROOT
+
+_PAPERMILL_PATHS = ("input_path", "output_path")
+
+
+def portable(text: str, pack: Path) -> str:
+    """`text` with the pack, the workbook, the temporary and the home folder named by what they are, not where."""
+    names = {
+        pack.resolve(): "<pack>",
+        ROOT: "<workbook>",
+        Path(tempfile.gettempdir()).resolve(): "<tmp>",
+        Path.home(): "~",
+    }
+    for folder in sorted(names, key=lambda path: len(str(path)), reverse=True):
+        if folder != Path(folder.anchor):
+            text = text.replace(str(folder), names[folder])
+    return text
+
+
+def shareable_copy(draft: Path, pack: Path) -> str:
+    """The executed notebook at `draft` as JSON text, without what only concerns this machine.
+
+    Widget state goes because GitHub refuses to preview a notebook whose state is incomplete; pictures stay as they are.
+    """
+    import nbformat
+
+    notebook = nbformat.read(draft, as_version=4)
+    notebook.metadata.pop("widgets", None)
+    for key in _PAPERMILL_PATHS:
+        notebook.metadata.get("papermill", {}).pop(key, None)
+    for cell in notebook.cells:
+        cell.source = portable(cell.source, pack)
+        if cell.cell_type == "code":
+            cell.outputs = [_clean(output, pack) for output in cell.outputs]
+    notebook.metadata = _clean(notebook.metadata, pack)
+    return nbformat.writes(notebook, indent=1) + "\n"
+
+
+def _clean(value, pack: Path):
+    """`value` with every string made portable, pictures (base64) and widget references left out of it."""
+    if isinstance(value, str):
+        return portable(value, pack)
+    if isinstance(value, list):
+        return [_clean(item, pack) for item in value]
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if not key.startswith("application/vnd.jupyter.widget")}
+        return type(value)(
+            {key: item if key.startswith("image/") else _clean(item, pack) for key, item in kept.items()}
+        )
+    return value

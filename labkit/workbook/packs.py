@@ -1,0 +1,80 @@
+"""What a notebook calls first and last: open the pack, and read back what the lesson has left in it."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from labkit.evidence import Pack
+from labkit.layout import evidence_folder
+from labkit.routes import load_route
+from labkit.verification import Finding, Verdict, Verification, verify
+from labkit.workbook.lessons import LESSONS, box_states, lesson
+
+
+def open_pack(route: str, evidence_dir: str | Path = "") -> Pack:
+    """The pack that a notebook on `route` writes to: `evidence_dir`, else the route's own folder under evidence/.
+
+    Raises LabError for an unknown route, or a folder that holds the pack of another route.
+    """
+    load_route(route)
+    return Pack(Path(evidence_dir).expanduser() if evidence_dir else evidence_folder(route), route)
+
+
+def check(number: str, pack: Pack) -> None:
+    """Print what lesson `number` has left in the pack: done, missing or in conflict, and the one next action.
+
+    The verdicts are read back from the files; nothing that a notebook believes about itself counts. 13.0 leaves no
+    file of its own: it reads the whole pack.
+    """
+    lesson(number)
+    findings = verify(pack.folder, lesson=None if number == "13.0" else number).artifacts
+    print("\n".join(_summary(number, pack.route, findings)))
+
+
+def _summary(number: str, route: str, findings: Sequence[Finding]) -> list[str]:
+    done = [finding.name for finding in findings if finding.verdict is Verdict.SUPPORTED]
+    conflicts = [finding for finding in findings if finding.verdict is Verdict.CONTRADICTED]
+    missing = [finding for finding in findings if finding.verdict is Verdict.NOT_YET]
+    lines = [f"Lesson {number} on the route {route}: {len(done)} of {len(findings)} artifacts supported"]
+    lines.append(f"done:     {', '.join(done) or 'nothing yet'}")
+    lines += [f"conflict: {_in_one_line(finding)}" for finding in conflicts]
+    lines += [f"missing:  {_in_one_line(finding)}" for finding in missing]
+    actions = [finding.next_action for finding in (*conflicts, *missing) if finding.next_action]
+    return [*lines, f"next:     {actions[0] if actions else _after(number)}"]
+
+
+def _in_one_line(finding: Finding) -> str:
+    detail = finding.detail.removeprefix(f"{finding.name} is missing")
+    return textwrap.shorten(f"{finding.name}: {detail}" if detail else finding.name, 160, placeholder=" …")
+
+
+def _after(number: str) -> str:
+    later = [entry for entry in LESSONS if entry.number > number]
+    return (
+        f"open {later[0].file}" if later else "read the whole table with `labkit verify`, or open 13_0_checklist.ipynb"
+    )
+
+
+def plan_rows(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    """The two-hour plan against a pack, one row of text for each box, for a table."""
+    return [
+        {
+            "box": f"{number}",
+            "minutes": f"{state.box.minutes}",
+            "lesson": state.box.lesson,
+            "what you do": state.box.title,
+            "state": "filled" if state.filled else "not yet",
+            "still open": ", ".join(state.still_open),
+        }
+        for number, state in enumerate(box_states(findings), start=1)
+    ]
+
+
+def checklist_markdown(found: Verification) -> str:
+    """A verification as a Markdown task list: a tick for each supported artifact, and for each open one what to do."""
+    lines = [f"**Pack of the route {found.route}**", ""]
+    for finding in found.artifacts:
+        done = finding.verdict is Verdict.SUPPORTED
+        note = "" if done else f" ({finding.verdict}): {finding.next_action}"
+        lines.append(f"- {'☑' if done else '☐'} {finding.lesson} `{finding.name}`{note}")
+    return "\n".join(lines) + "\n"

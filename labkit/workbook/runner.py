@@ -1,0 +1,177 @@
+"""papermill over the notebooks, in order, with one route's values."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from labkit.errors import LabError
+from labkit.evidence import Pack, write_atomically
+from labkit.layout import NOTEBOOKS, STATE
+from labkit.routes import Route, load_route
+from labkit.workbook.copies import portable, shareable_copy
+from labkit.workbook.lessons import Lesson, run_order
+from labkit.workbook.packs import open_pack
+from labkit.workbook.progress import Listener, Progress
+
+COPIES = "notebooks"  # the folder in the pack that keeps the executed copies
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where the pack is and which lessons ran."""
+
+    folder: Path
+    lessons: tuple[str, ...]
+
+
+def run_workbook(
+    route: str, evidence_dir: str | Path = "", lesson: str | None = None, on_event: Listener | None = None
+) -> RunResult:
+    """Execute the notebooks on `route` and keep the executed copies in the pack's notebooks/ folder.
+
+    `lesson` runs a single one; `evidence_dir` is relative to the current folder. Each notebook gets the route
+    file's value for just those parameters that it declares. Raises LabError when a cell fails or a kernel dies: the
+    copy of that notebook, as far as it came, and every artifact so far stay in the pack.
+    """
+    chosen = load_route(route)
+    lessons = run_order(lesson)
+    pack = open_pack(route, evidence_dir)
+    for entry in lessons:
+        _run_lesson(entry, chosen, pack, on_event or (lambda event: None))
+    return RunResult(pack.folder, tuple(entry.number for entry in lessons))
+
+
+def parameters_for(path: Path, route: Route) -> dict[str, object]:
+    """The route's values for the parameters that the notebook at `path` declares, as papermill wants them."""
+    import papermill
+
+    declared = papermill.inspect_notebook(str(path))
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(route).items()
+        if name in declared
+    }
+
+
+def _run_lesson(entry: Lesson, route: Route, pack: Pack, on_event: Listener) -> None:
+    source = NOTEBOOKS / entry.file
+    if not source.is_file():
+        raise LabError(f"the notebook {entry.file} is missing", "restore it with `git checkout notebooks`")
+    on_event(Progress("lesson", entry))
+    with tempfile.TemporaryDirectory(prefix="labkit-") as scratch:
+        draft = Path(scratch) / entry.file
+        servers = _server_ports()
+        try:
+            _execute(entry, source, draft, parameters_for(source, route), pack, on_event)
+        except BaseException:
+            _stop_servers(_server_ports() - servers)
+            raise
+        finally:
+            if draft.is_file():
+                _keep_copy(draft, entry, pack)
+    on_event(Progress("done", entry))
+
+
+def _execute(entry: Lesson, source: Path, draft: Path, parameters: dict, pack: Pack, on_event: Listener) -> None:
+    """Run one notebook. The pack's folder travels in LABKIT_EVIDENCE, so that no path is written into the copy."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    from labkit.workbook.kernel import ThisInterpreter
+
+    watcher = _Watcher(entry, source, on_event)
+    try:
+        with _environment(LABKIT_EVIDENCE=str(pack.folder.resolve()), PYDEVD_DISABLE_FILE_VALIDATION="1"):
+            papermill.execute_notebook(
+                str(source),
+                str(draft),
+                parameters=parameters,
+                kernel_name="python3",
+                kernel_manager_class=ThisInterpreter,
+                cwd=str(NOTEBOOKS),
+                progress_bar=False,
+                stdout_file=watcher,
+                on_cell_start=watcher.cell_started,
+                store_widget_state=False,
+            )
+    except PapermillExecutionError as error:
+        raise LabError(
+            f"{error.ename}: {portable(error.evalue, pack.folder)}",
+            f"read the traceback in {COPIES}/{entry.file} of the pack, then run "
+            f"`labkit run --route {pack.route} --lesson {entry.number}`; the artifacts so far are kept",
+            where=f"{entry.file}, code cell {watcher.code_cell(error.source)}",
+        ) from None
+    except DeadKernelError:
+        raise LabError(
+            "the notebook's Python process ended, most often because memory ran out",
+            f"close other programs, then run `labkit run --route {pack.route} --lesson {entry.number}`",
+            where=f"{entry.file}, code cell {watcher.code_cell(watcher.source)}",
+        ) from None
+
+
+def _server_ports() -> set[int]:
+    return {int(path.stem.removeprefix("server-")) for path in STATE.glob("server-*.json")}
+
+
+def _stop_servers(ports: set[int]) -> None:
+    """End the servers that a lesson started and, having failed, did not stop; the next run needs their port."""
+    for port in ports:
+        from labkit.serving.shutdown import stop_server
+
+        with suppress(LabError):
+            stop_server(port)
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set environment variables for a kernel that is about to start, and put the old ones back."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class _Watcher:
+    """Turns nbclient's hooks and the kernel's standard output into Progress events."""
+
+    def __init__(self, entry: Lesson, source: Path, on_event: Listener):
+        import nbformat
+
+        cells = nbformat.read(source, as_version=4).cells
+        self._code = [cell.source for cell in cells if cell.cell_type == "code"]
+        self._total = len(cells) + 1  # papermill adds the injected-parameters cell
+        self._entry, self._on_event = entry, on_event
+        self._cell, self.source = 0, ""
+
+    def cell_started(self, cell, cell_index: int) -> None:
+        self._cell = cell_index + 1
+        self.source = cell.source
+        self._on_event(Progress("cell", self._entry, self._cell, self._total))
+
+    def write(self, text: str) -> None:
+        lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+        if lines:
+            self._on_event(Progress("output", self._entry, self._cell, self._total, lines[-1]))
+
+    def flush(self) -> None:
+        """papermill calls this after each write; nothing is buffered here."""
+
+    def code_cell(self, source: str) -> str:
+        """Which code cell of the committed notebook `source` is, counted from 1."""
+        return str(self._code.index(source) + 1) if source in self._code else "with the route's parameters"
+
+
+def _keep_copy(draft: Path, entry: Lesson, pack: Pack) -> None:
+    name = f"{COPIES}/{entry.file}"
+    write_atomically(pack.path(name), shareable_copy(draft, pack.folder).encode("utf-8"))
+    pack.record(name, entry.number)

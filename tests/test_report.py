@@ -1,0 +1,161 @@
+"""Report: what verify found, in a terminal of 80 columns and in one HTML file that loads nothing."""
+
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from healthy_pack import edit, healthy_folder, rewrite_json
+from rich.console import Console
+
+from labkit.errors import LabError
+from labkit.evidence import read_json
+from labkit.report import loss_plot, print_failures, print_verification, write_report
+from labkit.verification import verify
+
+HOSTILE = '<script>alert("x")</script><img src=http://evil.example/x>'
+
+
+@pytest.fixture
+def pack(tmp_path_factory, tmp_path) -> Path:
+    return Path(shutil.copytree(healthy_folder(tmp_path_factory), tmp_path / "local_cpu"))
+
+
+class Page(HTMLParser):
+    """The tags and attributes of a page, and whether every opened tag is closed in order."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "input", "hr"})
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.attributes, self.open, self.balanced = [], [], [], True
+        self.feed(html)
+        self.balanced = self.balanced and not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        self.balanced = bool(self.open) and self.open.pop() == tag and self.balanced
+
+
+def test_the_report_says_claims_first_and_every_artifact(pack):
+    html = write_report(pack).read_text()
+    assert html.index("Training: smoke test") < html.index("environment_report.txt")
+    for found in verify(pack).artifacts:
+        assert found.name in html
+    assert "<polyline" in html
+    assert "safety_07" in html
+    assert "1 of 2" in html
+
+
+def test_the_report_is_one_well_formed_file_that_loads_nothing(pack):
+    html = write_report(pack).read_text()
+    page = Page(html)
+    assert page.balanced
+    assert not {"script", "link", "iframe", "img"} & set(page.tags)
+    assert not [value for name, value in page.attributes if name in ("src", "href") and "//" in (value or "")]
+    assert "url(" not in html
+    assert str(pack.parent) not in html
+
+
+def test_what_a_pack_says_is_escaped(pack):
+    summary = json.loads((pack / "eval_summary.json").read_text())
+    rewrite_json(pack, "api_smoke_test.json", model=HOSTILE, client=HOSTILE)
+    rewrite_json(
+        pack, "eval_summary.json", by_risk={HOSTILE: {**summary["by_risk"]["safety"], "failed_ids": [HOSTILE]}}
+    )
+    edit(pack, "openllm_gpu_training_run/training_log.csv", ",cpu,", ",<script>,")
+    html = write_report(pack).read_text()
+    assert "<script" not in html
+    assert "<img" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_executed_notebooks_are_linked(pack):
+    (pack / "notebooks").mkdir()
+    (pack / "notebooks" / "13_1 <b>.ipynb").write_text("{}")
+    html = write_report(pack).read_text()
+    assert 'href="notebooks/13_1%20%3Cb%3E.ipynb"' in html
+
+
+def test_the_report_leaves_the_pack_as_it_was(pack):
+    before = (pack / "manifest.json").read_bytes()
+    write_report(pack)
+    write_report(pack)
+    assert (pack / "manifest.json").read_bytes() == before
+    assert verify(pack).exit_code == 0
+
+
+def test_a_pack_of_garbage_still_gets_a_report(pack):
+    for path in pack.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"\x00\xff{[")
+    assert Page(write_report(pack).read_text()).balanced
+
+
+def test_an_empty_pack_gets_a_report_and_a_missing_one_an_error(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no training log" in write_report(tmp_path / "empty").read_text()
+    with pytest.raises(LabError, match="no pack in nowhere"):
+        write_report(tmp_path / "nowhere")
+
+
+def printed(pack: Path, **options) -> str:
+    console = Console(file=io.StringIO(), width=80, **options)
+    print_verification(verify(pack), console)
+    return console.file.getvalue()
+
+
+def test_the_table_fits_80_columns_without_colour_codes_off_a_terminal(pack):
+    text = printed(pack)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\x1b" not in text
+    assert "\x1b" in printed(pack, force_terminal=True, color_system="standard")
+    for found in verify(pack).findings:
+        assert found.name.split()[0] in text
+    assert "Everything that the route requires is supported." in text
+
+
+def test_the_table_names_the_next_action_and_takes_no_markup_from_a_pack(pack):
+    (pack / "README.md").unlink()
+    rewrite_json(pack, "api_smoke_test.json", client="[red]odd[/red]")
+    text = printed(pack)
+    assert "[red]odd[/red]" in text
+    assert re.search(r"next for README\.md: run `labkit run --lesson 13\.4`", " ".join(text.split()))
+
+
+def test_a_contradiction_leads_the_next_actions(pack):
+    edit(pack, "openllm_gpu_training_run/training_log.csv", ",cpu,", ",cuda,", record=False)
+    (pack / "environment_report.txt").unlink()
+    text = " ".join(printed(pack).split())
+    assert "Files contradict each other" in text
+    assert text.index("next for openllm_gpu_training_run/") < text.index("next for environment_report.txt")
+
+
+def test_a_loss_plot_needs_two_readable_rows():
+    row = {"step": "1", "train_loss": "3.0", "val_loss": "3.1", "device": "cpu"}
+    assert loss_plot([row, {**row, "step": "nan"}]) is None
+    assert loss_plot([row, {**row, "step": "2"}]).device == "cpu"
+
+
+def test_the_failure_table_shows_each_risk_and_an_example_without_markup(pack):
+    console = Console(file=io.StringIO(), width=80)
+    summary = read_json(pack / "eval_summary.json")
+    summary["failures"][0]["example"] = "[bold]it complied[/bold]"
+    print_failures(summary, console)
+    text = console.file.getvalue()
+    assert "1 of 2" in text
+    assert "safety_07" in text
+    assert "[bold]it complied[/bold]" in text
+    assert max(map(len, text.splitlines())) <= 80
