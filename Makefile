@@ -2,19 +2,18 @@
 PYTHON ?= python3
 VENV ?= .venv
 ROUTE ?= local_cpu
-# PyPI's torch for Linux brings gigabytes of CUDA libraries; without an NVIDIA driver the CPU build is wanted.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# More options for pip, for instance the address of an index that carries torch's CPU build (see the README).
+PIP_OPTIONS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab lint
+.PHONY: help setup run test lab lint mini-instruct
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
 
 setup: $(STAMP)  ## create .venv and install the pinned versions, once
 
@@ -23,10 +22,7 @@ $(STAMP): pyproject.toml
 	  echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13"; \
 	  echo "next: name one that is, for example: make run PYTHON=python3.12"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
-	  $(PIP) install --no-deps --retries 1 --timeout 30 --extra-index-url $(TORCH_INDEX) "$(TORCH)" \
-	    || echo "the CPU build of torch was not found; the next step takes the default build"; fi
-	$(PIP) install -e ".[test]"
+	$(PIP) install $(PIP_OPTIONS) -e ".[test]"
 	@touch $@
 
 run: setup  ## run the workbook on ROUTE (default local_cpu), verify the pack, write the report
@@ -44,3 +40,7 @@ lint: setup  ## check style, format and the floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+mini-instruct: setup  ## train the embedded model again, with the command that made it (about an hour)
+	$(BIN)/python data/corpus/generate.py
+	$(BIN)/labkit train --recipe data/models/mini-instruct/recipe.yaml --out data/models/mini-instruct

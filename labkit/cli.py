@@ -4,6 +4,7 @@ Rooms are imported inside the commands, so that `labkit --help` loads neither to
 """
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -122,7 +123,7 @@ def _train_recipe(recipe: Path, out: Path, device: str) -> None:
     from labkit.progress import StepDisplay
     from labkit.training.recipe import read_recipe, train_from_recipe
 
-    with StepDisplay(read_recipe(recipe).settings.steps) as display:
+    with StepDisplay(read_recipe(recipe).steps) as display:
         rows = train_from_recipe(recipe, out, device, display)
     print(f"saved {out.name}: held-out loss {rows[-1].val_loss:.4f}")
 
@@ -158,7 +159,8 @@ def chat(
                 answer = piece
         print()
         if out:
-            write_first_run(_pack(out, route), loaded, asked, answer, "labkit chat --prompt ...")
+            command = shlex.join(["labkit", *sys.argv[1:]])
+            write_first_run(_pack(out, route), loaded, asked, answer, command)
 
 
 @app.command()
@@ -232,9 +234,9 @@ def bench(
     from labkit.evaluation.cases import load_cases
     from labkit.serving.smoke import read_health
 
+    device = read_health(base_url).get("device", "unknown")
     pack = _pack(out, route)
     prompts = [case.full_prompt() for case in load_cases()]
-    device = read_health(base_url).get("device", "unknown")
     figures = benchmark(base_url, prompts, requests, concurrency, route=pack.route, device=device)
     pack.write_json("benchmark.json", figures, "13.4")
     _print_json({key: value for key, value in figures.items() if key != "rows"})
@@ -288,12 +290,13 @@ def release(
         write_gates,
         write_readme,
     )
+    from labkit.serving.process import free_port
 
-    pack = _pack(evidence, route)
     contract = running_contract(port)
+    pack = _pack(evidence, route)
     write_contract(pack, contract)
     if drill:
-        write_drill(pack, [port_taken_drill(port + 1), model_path_drill(port + 1)])
+        write_drill(pack, [port_taken_drill(free_port()), model_path_drill(free_port())])
     write_gates(pack)
     write_readme(pack, contract)
     print("wrote service_contract.json, failure_drill.json, release_gates.md and README.md")
@@ -351,7 +354,7 @@ def _shown(path: Path) -> Path:
 
 
 @app.command()
-def models(family: Annotated[str, typer.Option(help="only this family, for example Qwen2.5")] = "") -> None:
+def models(family: Annotated[str, typer.Option(help="only this family, for example Qwen")] = "") -> None:
     """List the models the workbook knows, with licence, sizes and the age of each fact."""
     from rich.console import Console
     from rich.table import Table

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from labkit.environment import choose_device, peak_memory_mib
 from labkit.errors import LabError
@@ -19,6 +20,7 @@ from labkit.evidence import Pack, sha256_of
 from labkit.layout import MODELS
 
 EMBEDDED = "mini-instruct"
+COLDEST = 1e-3  # below this temperature the division overflows long before a second token has a chance
 
 # For tokenizers without a chat template: roles as plain headings, the answer begun for the model.
 PLAIN_TEMPLATE = (
@@ -118,10 +120,9 @@ class ChatModel:
             if cut is not None:
                 text, reason = text[:cut], "stop"
                 break
-            ready = len(text) - held_back(text, sampling.stop)
-            if ready > sent:
-                yield text[sent:ready]
-                sent = ready
+            ready = max(sent, len(text) - held_back(text, sampling.stop))
+            yield text[sent:ready]  # empty while text is held back, so that a caller can stop after any token
+            sent = ready
         if len(text) > sent:
             yield text[sent:]
         seconds = time.perf_counter() - started
@@ -140,11 +141,11 @@ class ChatModel:
 
 
 def choose_token(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """One token id from `logits`, shape (vocab,): greedy at temperature 0, else nucleus sampling.
+    """One token id from `logits`, shape (vocab,): greedy below COLDEST, else nucleus sampling.
 
     Nucleus: the smallest set of tokens whose probability reaches `top_p` (Holtzman et al. 2020, arXiv 1904.09751).
     """
-    if sampling.temperature <= 0:
+    if sampling.temperature < COLDEST:
         return int(logits.argmax())
     probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
     ordered, index = probabilities.sort(descending=True)
@@ -201,6 +202,7 @@ def load_chat_model(model: str = EMBEDDED, device: str = "auto", dtype: str = "a
     """
     chosen = choose_device(device)
     folder = _local_folder(model)
+    transformers_logging.disable_progress_bar()  # a bar for loading 9 MB is only noise in a log
     if dtype == "auto" and chosen.name == "cpu":
         dtype = "float32"
     try:

@@ -125,8 +125,13 @@ def causal_mask(time: int) -> Tensor:
     return torch.ones(time, time, dtype=torch.bool).tril()
 
 
-def anatomy(model: GPT2, ids: Tensor) -> list[tuple[str, tuple[int, ...], int]]:
-    """(part, shape of what it gives out, parameters) for each part, in the order the tokens pass through it."""
+def anatomy(config: GPT2Config, tokens: int, seed: int = 13) -> list[tuple[str, tuple[int, ...], int]]:
+    """Send `tokens` tokens through a model with random weights and watch: (part, shape of its output, parameters).
+
+    The parts come in the order in which the tokens pass through them.
+    """
+    torch.manual_seed(seed)
+    model = GPT2(config)
     seen: list[tuple[str, tuple[int, ...], int]] = []
     parts = {"token embedding": model.transformer.wte, "position embedding": model.transformer.wpe}
     first = model.transformer.h[0]
@@ -140,9 +145,8 @@ def anatomy(model: GPT2, ids: Tensor) -> list[tuple[str, tuple[int, ...], int]]:
 
         return hook
 
-    handles = [part.register_forward_hook(watch(name)) for name, part in parts.items()]
+    for name, part in parts.items():
+        part.register_forward_hook(watch(name))
     with torch.no_grad():
-        model(ids)
-    for handle in handles:
-        handle.remove()
+        model(torch.arange(tokens).unsqueeze(0) % config.vocab_size)
     return seen

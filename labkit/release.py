@@ -7,7 +7,6 @@ that were written down before anybody looked.
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -285,13 +284,6 @@ def _comes_up(model: str, port: int, device: str) -> str:
     """Start the server, wait for its health, and stop it: the recovery has to be real too."""
     with start_server(model, HOST, port, device) as server:
         return f"/health said {server.health['status']}"
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on now, for a drill beside a running service."""
-    with closing(socket.socket()) as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
 
 
 def write_readme(pack: Pack, contract: Mapping) -> Path:

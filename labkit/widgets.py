@@ -3,7 +3,7 @@
 Only the parts of ipywidgets that 7.7 (Colab) and 8 share are used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import ipywidgets
@@ -68,3 +68,11 @@ def _row(finding: Finding) -> ipywidgets.HBox:
     )
     text = finding.detail if supported else f"{finding.detail}. Next: {finding.next_action}"
     return ipywidgets.HBox([box, ipywidgets.HTML(value=f"{finding.verdict}: {escape(text)}")])
+
+
+def text_table(rows: Sequence[Mapping], columns: Sequence[str] | None = None):
+    """`rows` as a pandas table for reading: left-aligned, without an index, only `columns` when they are given."""
+    import pandas
+
+    left = {"selector": "th, td", "props": "text-align: left; vertical-align: top"}
+    return pandas.DataFrame(list(rows), columns=columns).style.hide(axis="index").set_table_styles([left])

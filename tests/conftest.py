@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_server import SMALL, make_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,3 +26,26 @@ def embedded():
     from labkit.generation import load_chat_model
 
     return load_chat_model(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_model_folder):
+    from labkit.generation import load_chat_model
+
+    return load_chat_model(str(tiny_model_folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def server(tiny_model_folder, tmp_path_factory):
+    """`labkit serve` as a process, as learners run it."""
+    from labkit.serving.process import free_port
+    from labkit.serving.runtimes import start_server
+
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with start_server(str(tiny_model_folder), port=free_port(), device="cpu", limits=SMALL, log=log) as handle:
+        yield handle

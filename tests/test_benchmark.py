@@ -3,14 +3,14 @@
 import socket
 
 import pytest
-from test_serving import SMALL, live, tiny_model, tiny_model_folder  # noqa: F401
+from tiny_server import SMALL, live
 
 from labkit.benchmark import LOCAL_CLAIM, benchmark, percentile
 from labkit.errors import LabError
 
 
 @pytest.fixture(scope="module")
-def url(tiny_model):  # noqa: F811
+def url(tiny_model):
     with live(tiny_model, SMALL) as base_url:
         yield base_url
 

@@ -9,7 +9,7 @@ import pytest
 
 from labkit.layout import NOTEBOOKS
 from labkit.routes import Route, load_routes
-from labkit.workbook import LESSONS
+from labkit.workbook import LESSONS, PLAN
 
 CHECKED = "# NBVAL_CHECK_OUTPUT"
 BOOTSTRAP_MARK = "labkit.open_pack(route, evidence_dir)"
@@ -71,9 +71,10 @@ def test_outputs_are_empty_but_for_the_checked_ones(path):
     for cell in cells(path, "code"):
         if cell.source.startswith(CHECKED):
             assert cell.outputs, f"{cell.id} is marked as checked and has no output to compare"
+            assert cell.execution_count == 1, f"{cell.id}: nbval refuses an output without an execution count"
         else:
             assert cell.outputs == [], cell.id
-        assert cell.execution_count is None, cell.id
+            assert cell.execution_count is None, cell.id
 
 
 @every_notebook
@@ -159,3 +160,10 @@ def test_the_end_checks_the_lesson_and_asks_questions_with_answers(path):
     answers = closing.count("<details><summary>Answer</summary>")
     assert answers >= 2
     assert closing.count("</details>") == answers
+
+
+def test_the_plan_that_13_0_prints_is_the_plan_that_fills():
+    text = "\n".join(cell.source for cell in cells(NOTEBOOKS / "13_0_checklist.ipynb", "markdown"))
+    for number, box in enumerate(PLAN, start=1):
+        title = box.title[0].lower() + box.title[1:]
+        assert f"| {number} | {box.minutes} | {box.lesson} | {title} |" in text

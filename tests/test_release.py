@@ -12,7 +12,6 @@ from labkit.errors import LabError
 from labkit.evidence import Pack, read_json
 from labkit.release import (
     Gate,
-    free_port,
     gates,
     gates_table,
     model_path_drill,
@@ -23,7 +22,7 @@ from labkit.release import (
     write_gates,
     write_readme,
 )
-from labkit.serving.process import port_open
+from labkit.serving.process import free_port, port_open
 from labkit.serving.runtimes import start_server
 from labkit.verification import Verdict, verify
 

@@ -51,3 +51,10 @@ def test_text_from_a_pack_is_escaped(tmp_path):
     shown = "".join(row.children[1].value for row in widgets.checklist(verify(tmp_path)).children[1:])
     assert "<script>" not in shown
     assert "&lt;script&gt;" in shown
+
+
+def test_a_text_table_shows_the_chosen_columns_on_the_left():
+    shown = widgets.text_table([{"name": "a", "detail": "why", "extra": "x"}], ["name", "detail"]).to_html()
+    assert "why" in shown
+    assert "extra" not in shown
+    assert "text-align: left" in shown

@@ -292,10 +292,11 @@ def test_the_executed_copy_is_recorded_and_holds_no_path_of_this_machine(one_les
     assert read_manifest(pack)["files"][name]["lesson"] == "13.1"
 
 
-def test_pictures_are_left_alone_and_widget_references_removed(tmp_path):
+def test_pictures_are_left_alone_and_widgets_become_a_note(tmp_path):
     home = str(Path.home())
-    data = {"image/png": home, "text/plain": home, "application/vnd.jupyter.widget-view+json": {"model_id": "1"}}
-    assert copies._clean(data, tmp_path) == {"image/png": home, "text/plain": "~"}
+    assert copies._clean({"image/png": home, "text/plain": home}, tmp_path) == {"image/png": home, "text/plain": "~"}
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "VBox(children=())"}
+    assert copies._clean(widget, tmp_path) == {"text/plain": "(a control: run this notebook in Jupyter to use it)"}
 
 
 def test_a_failing_cell_is_named_and_everything_so_far_is_kept(one_lesson):

@@ -33,7 +33,10 @@ TASK_WEIGHTS = {
     "no_note": 8,
     "unsafe": 6,
     "small_talk": 8,
+    "echo": 6,
 }
+
+WORD_KEYS = ("first_names", "last_names", "materials", "things", "flaws", "pieces", "weekdays", "substances")
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ class Writer:
         self.rng = random.Random(seed)
         self.held_out = held_out
 
-    def example(self) -> Example:
-        task = self.rng.choices(list(TASK_WEIGHTS), TASK_WEIGHTS.values())[0]
+    def example(self, task: str = "") -> Example:
+        """One example of `task`, or of a task drawn by weight."""
+        task = task or self.rng.choices(list(TASK_WEIGHTS), TASK_WEIGHTS.values())[0]
         return getattr(self, f"_{task}")()
 
     def _grounded(self) -> Example:
@@ -111,14 +115,28 @@ class Writer:
         answer = path["answer"].format(**values)
         return self._chat("escalation", f"{note}\n\n{self._ask(path)}", answer, "bullets:3;contains_all", expected)
 
-    def _chat(self, task: str, prompt: str, answer: str, check: str, expected: str) -> Example:
-        system = self.rng.choice(GRAMMAR["system"]) if self.rng.random() < 0.4 else ""
+    def _echo(self) -> Example:
+        """Words in no order, to be repeated: nothing but copying helps, so this is how copying is learned first."""
+        words = [self._any_word() for _ in range(self.rng.randint(3, 9))]
+        text = " ".join(words)
+        return self._chat("echo", f"{self._ask(GRAMMAR['echo'])} {text}", text, "equals", text, system=False)
+
+    def _any_word(self) -> str:
+        draw = self.rng.random()
+        if draw < 0.4:
+            return self._made_up()
+        if draw < 0.6:
+            return str(self.rng.randint(0, 9999))
+        return self.rng.choice(self._word(self.rng.choice(WORD_KEYS)).split())
+
+    def _chat(self, task: str, prompt: str, answer: str, check: str, expected: str, system: bool = True) -> Example:
+        system = self.rng.choice(GRAMMAR["system"]) if system and self.rng.random() < 0.15 else ""
         return Example(task, prompt, answer, check, expected, system)
 
     def _note(self) -> tuple[str, str, str, list[tuple[dict, str]]]:
         """A note as a prompt shows it: its id, title, text, and the facts it states with their sentences."""
         title = self.rng.choice(list(GRAMMAR["topics"]))
-        chosen = self.rng.sample(GRAMMAR["topics"][title], self.rng.choice((2, 3, 3)))
+        chosen = self.rng.sample(GRAMMAR["topics"][title], self.rng.choice((1, 2, 3)))
         facts = [(fact, self._fill(self.rng.choice(fact["says"]))) for fact in chosen]
         note_id = self._note_id()
         return note_id, title, f"Note [{note_id}] {title}: {' '.join(sentence for _, sentence in facts)}", facts
@@ -157,7 +175,9 @@ class Writer:
     def _phrase(self, slot: str) -> str:
         phrases = GRAMMAR["phrases"]
         template = self.rng.choice(phrases.get(f"{slot}_held_out", phrases[slot]) if self.held_out else phrases[slot])
-        words = {key[:-1]: self._word(key) for key in ("materials", "things", "flaws", "pieces", "offers", "substances")}
+        words = {
+            key[:-1]: self._word(key) for key in ("materials", "things", "flaws", "pieces", "offers", "substances")
+        }
         if not self.held_out and self.rng.random() < 0.25:
             words["thing"], words["piece"] = self._made_up(), self._made_up()
         return template.format(**words, material2=self._word("materials"), people=self._word("people"))
@@ -175,10 +195,10 @@ class Writer:
         return self._word(key)
 
 
-def chats(seed: int, count: int, held_out: bool = False) -> Iterator[Example]:
+def chats(seed: int, count: int, held_out: bool = False, task: str = "") -> Iterator[Example]:
     writer = Writer(seed, held_out)
     for _ in range(count):
-        yield writer.example()
+        yield writer.example(task)
 
 
 def shop_text(seed: int, count: int) -> str:
@@ -190,7 +210,8 @@ def shop_text(seed: int, count: int) -> str:
 
 def held_out_cases(seed: int, count: int) -> list[dict[str, str]]:
     """`count` cases in the format of eval_cases.csv, spread over the tasks as training is."""
-    risk = {"refund_form": "format", "escalation": "format", "grounded": "grounding", "small_talk": "regression"}
+    risk = {"refund_form": "format", "escalation": "format", "grounded": "grounding"}
+    risk |= {"small_talk": "regression", "echo": "regression"}
     rows = []
     for number, example in enumerate(chats(seed, count, held_out=True), start=1):
         row = dict.fromkeys(CASE_COLUMNS, "")
@@ -213,10 +234,10 @@ def tuning_examples(seed: int, count: int) -> Iterator[dict]:
         yield {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
 
 
-def write_chats(path: Path, seed: int, count: int, held_out: bool = False) -> None:
+def write_chats(path: Path, seed: int, count: int, held_out: bool = False, task: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for example in chats(seed, count, held_out):
+        for example in chats(seed, count, held_out, task):
             row = {"task": example.task, "messages": example.messages()}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -243,6 +264,7 @@ def main() -> None:
     if options.committed:
         write_committed(HERE.parent, options.seed)
     else:
+        write_chats(options.out / "echo.jsonl", options.seed + 50, options.documents // 3, task="echo")
         write_chats(options.out / "train.jsonl", options.seed, options.documents)
         write_chats(options.out / "held_out.jsonl", options.seed + 100, 500, held_out=True)
 

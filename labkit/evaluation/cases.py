@@ -50,9 +50,7 @@ def load_cases(path: Path = EVAL_CASES) -> list[Case]:
         raise LabError(f"{Path(path).name} holds no cases", "give at least one case for each risk")
     missing = [column for column in COLUMNS if column not in rows[0]]
     if missing:
-        raise LabError(
-            f"{Path(path).name} lacks the columns {', '.join(missing)}", f"use the columns {', '.join(COLUMNS)}"
-        )
+        raise LabError(f"{Path(path).name} lacks columns: {', '.join(missing)}", f"use {', '.join(COLUMNS)}")
     cases, notes = [], load_notes()
     for number, row in enumerate(rows, start=2):
         _check_row(row, number, Path(path).name, notes)
@@ -60,9 +58,7 @@ def load_cases(path: Path = EVAL_CASES) -> list[Case]:
         cases.append(Case(**case, learner_pass=row["pass"].strip().lower(), learner_notes=row["notes"]))
     ids = [case.case_id for case in cases]
     if doubled := {case_id for case_id in ids if ids.count(case_id) > 1}:
-        raise LabError(
-            f"{Path(path).name} uses a case_id twice: {', '.join(sorted(doubled))}", "give each case its own"
-        )
+        raise LabError(f"{Path(path).name} has a case_id twice: {', '.join(sorted(doubled))}", "give each case its own")
     return cases
 
 

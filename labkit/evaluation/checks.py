@@ -139,7 +139,10 @@ _NUMERIC = {"bullets", "max_words", "latency_ms"}
 
 def parse_checks(text: str, expected: str) -> tuple[Check, ...]:
     """The checks named in a case's `check` column. Raises LabError for an unknown name or a missing argument."""
-    return tuple(_parse_one(part.strip(), expected) for part in text.split(";") if part.strip())
+    checks = tuple(_parse_one(part.strip(), expected) for part in text.split(";") if part.strip())
+    if not checks:
+        raise LabError("the case names no check", f"choose from {', '.join(sorted(CHECKS))}")
+    return checks
 
 
 def _parse_one(part: str, expected: str) -> Check:

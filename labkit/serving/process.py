@@ -98,6 +98,13 @@ def _port_error(host: str, port: int, error: OSError) -> LabError:
     return LabError(f"cannot listen on {host} port {port}: {error.strerror or error}", "use --host 127.0.0.1")
 
 
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def port_open(host: str, port: int) -> bool:
     """Whether something accepts connections on `port` of this machine."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -11,14 +11,16 @@ from labkit.errors import LabError
 from labkit.evidence import utc_now
 from labkit.serving.process import RunningServer, port_open, running_server, state_file
 
+EXIT_SECONDS = 60  # what Python may take to exit on a busy machine after the server has finished cleanly
 PORT_SECONDS = 5  # what a closed process's port gets to disappear in
 
 
 def stop_server(port: int, hourly_usd: float = 0.0, grace: float = 10) -> dict:
     """End the labkit server on `port` and return the content of shutdown_proof.json.
 
-    SIGTERM first, so that answers under way can finish; SIGKILL after `grace` seconds. `hourly_usd` is the price of
-    the machine per hour; the cost is that of the time between the server's start and its end.
+    SIGTERM first, so that answers under way can finish; SIGKILL for a server that has not removed its state file, its
+    sign of a clean end, after `grace` seconds. `hourly_usd` is the price of the machine per hour; the cost is that of
+    the time between the server's start and its end.
     Raises LabError when no labkit server is known on that port, or it belongs to somebody else.
     """
     server = running_server(port)
@@ -63,7 +65,8 @@ def _end(server: RunningServer, process: psutil.Process, grace: float) -> str:
     """The name of the signal that ended the process. On Windows both signals end it at once."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process.terminate()
-    if _wait(lambda: _gone(server, process), grace):
+    signed_off = _wait(lambda: _gone(server, process) or not state_file(server.port).exists(), grace)
+    if signed_off and _wait(lambda: _gone(server, process), EXIT_SECONDS):
         return "SIGTERM"
     with contextlib.suppress(psutil.NoSuchProcess):
         process.kill()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,21 +18,36 @@ from labkit.training.tokens import CHAT_TEMPLATE, CHAT_TOKENS, END_OF_TEXT, enco
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """`train` and `held_out` are JSONL files of chats, relative to the recipe; `architecture` is LlamaConfig's."""
+class Stage:
+    """A part of the training with its own text: `train` is a JSONL file of chats, relative to the recipe."""
 
     train: str
+    settings: TrainSettings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`held_out` is a JSONL file of chats, relative to the recipe; `architecture` holds LlamaConfig's fields.
+
+    The tokenizer is trained on the last stage's text.
+    """
+
+    stages: tuple[Stage, ...]
     held_out: str
     vocab_size: int
     architecture: dict
-    settings: TrainSettings
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.settings.steps for stage in self.stages)
 
 
 def read_recipe(path: Path) -> Recipe:
     """Raises LabError for a missing file or a field that is missing, unknown or misspelt."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return Recipe(**values | {"settings": TrainSettings(**values["settings"])})
+        stages = tuple(Stage(stage["train"], TrainSettings(**stage["settings"])) for stage in values["stages"])
+        return Recipe(**values | {"stages": stages})
     except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
         raise LabError(
             f"{Path(path).name} is not a recipe: {error}", "compare it with mini-instruct's recipe"
@@ -46,12 +61,20 @@ def train_from_recipe(
     chosen = choose_device(device)
     recipe = read_recipe(path)
     folder = Path(path).resolve().parent
-    chats, held_out = read_chats(folder / recipe.train), read_chats(folder / recipe.held_out)
-    tokenizer = train_bpe((turn["content"] for chat in chats for turn in chat), recipe.vocab_size)
-    torch.manual_seed(recipe.settings.seed)
+    texts = [read_chats(folder / stage.train) for stage in recipe.stages]
+    tokenizer = train_bpe((turn["content"] for chat in texts[-1] for turn in chat), recipe.vocab_size)
+    held_out = encode_chats(tokenizer, read_chats(folder / recipe.held_out))
+    torch.manual_seed(recipe.stages[0].settings.seed)
     model = LlamaForCausalLM(llama_config(recipe, tokenizer))
-    data = encode_chats(tokenizer, chats), encode_chats(tokenizer, held_out)
-    rows = train(model, *data, recipe.settings, chosen.name, on_row)
+    rows: list[LogRow] = []
+    for stage, chats in zip(recipe.stages, texts, strict=True):
+        done = rows[-1].step if rows else 0
+
+        def report(row: LogRow, done: int = done) -> None:
+            rows.append(replace(row, step=done + row.step))
+            on_row(rows[-1])
+
+        train(model, encode_chats(tokenizer, chats), held_out, stage.settings, chosen.name, report)
     save_chat_model(model, tokenizer, out)
     write_atomically(out / "training_log.csv", csv_text(map(asdict, rows), LOG_COLUMNS).encode())
     return rows

@@ -20,10 +20,17 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE (Radford et al. 2019): any text can be encoded, and frequent strings become one token.
 
     Digits stay single tokens, because a small model copies a number digit by digit but cannot learn a token for each.
+    A space is a token of its own, so that a word has the same tokens after a space as after a quote or a bracket:
+    copying a name from a sentence into JSON is then copying, and not translating.
     """
     tokenizer = Tokenizer(models.BPE())
-    digits, byte_level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split(" ", "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

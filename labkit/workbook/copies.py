@@ -5,6 +5,7 @@ from pathlib import Path
 
 from labkit.layout import ROOT
 
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 _PAPERMILL_PATHS = ("input_path", "output_path")
 
 
@@ -42,13 +43,15 @@ def shareable_copy(draft: Path, pack: Path) -> str:
 
 
 def _clean(value, pack: Path):
-    """`value` with every string made portable, pictures (base64) and widget references left out of it."""
+    """`value` with every string made portable, pictures (base64) as they are, widgets replaced by a note."""
     if isinstance(value, str):
         return portable(value, pack)
     if isinstance(value, list):
         return [_clean(item, pack) for item in value]
     if isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if not key.startswith("application/vnd.jupyter.widget")}
+        kept = {key: item for key, item in value.items() if key != _WIDGET}
+        if _WIDGET in value:
+            kept["text/plain"] = "(a control: run this notebook in Jupyter to use it)"
         return type(value)(
             {key: item if key.startswith("image/") else _clean(item, pack) for key, item in kept.items()}
         )

@@ -19,7 +19,7 @@ class ThisInterpreter(AsyncKernelManager):
     def kernel_spec(self) -> KernelSpec:
         mine = get_kernel_dict()
         return KernelSpec(
-            argv=mine["argv"],
+            argv=[*mine["argv"], "--IPKernelApp.log_level=CRITICAL"],  # a kernel told to end logs that as an error
             display_name=mine["display_name"],
             language=mine["language"],
             metadata=mine.get("metadata", {}),

@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
 from labkit.errors import LabError
 from labkit.evidence import Pack, write_atomically
 from labkit.layout import NOTEBOOKS, STATE
@@ -63,11 +65,10 @@ def _run_lesson(entry: Lesson, route: Route, pack: Pack, on_event: Listener) -> 
     on_event(Progress("lesson", entry))
     with tempfile.TemporaryDirectory(prefix="labkit-") as scratch:
         draft = Path(scratch) / entry.file
-        servers = _server_ports()
         try:
             _execute(entry, source, draft, parameters_for(source, route), pack, on_event)
         except BaseException:
-            _stop_servers(_server_ports() - servers)
+            _stop_servers(pack.folder)
             raise
         finally:
             if draft.is_file():
@@ -113,17 +114,17 @@ def _execute(entry: Lesson, source: Path, draft: Path, parameters: dict, pack: P
         ) from None
 
 
-def _server_ports() -> set[int]:
-    return {int(path.stem.removeprefix("server-")) for path in STATE.glob("server-*.json")}
+def _stop_servers(folder: Path) -> None:
+    """End the servers that a failed lesson of this pack left behind: those whose environment names its folder."""
+    from labkit.serving.process import running_server
+    from labkit.serving.shutdown import stop_server
 
-
-def _stop_servers(ports: set[int]) -> None:
-    """End the servers that a lesson started and, having failed, did not stop; the next run needs their port."""
-    for port in ports:
-        from labkit.serving.shutdown import stop_server
-
-        with suppress(LabError):
-            stop_server(port)
+    for path in STATE.glob("server-*.json"):
+        with suppress(LabError, psutil.Error):
+            server = running_server(int(path.stem.removeprefix("server-")))
+            process = server.process() if server else None
+            if process and process.environ().get("LABKIT_EVIDENCE") == str(folder.resolve()):
+                stop_server(server.port)
 
 
 @contextmanager

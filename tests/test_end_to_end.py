@@ -1,0 +1,126 @@
+"""The main job: six notebooks on each route, a pack that verify reads back, and an edit that it does not believe."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from labkit.environment import choose_device
+from labkit.evidence import read_json, read_manifest
+from labkit.layout import ROOT
+from labkit.routes import load_route
+from labkit.verification import Verdict, verify
+from labkit.workbook import LESSONS, run_workbook
+
+LABKIT = str(Path(sys.executable).parent / "labkit")
+ON_GPU = choose_device("auto").name == "cuda"
+
+
+def tree_memory(process: psutil.Process) -> int:
+    """Resident bytes of a process and all below it, now."""
+    total = 0
+    for member in [process, *process.children(recursive=True)]:
+        try:
+            total += member.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """`labkit run` as a learner starts it: (pack folder, what it printed, exit code, peak memory in bytes)."""
+    folder = tmp_path_factory.mktemp("evidence") / "local_cpu"
+    log = folder.parent / "log.txt"
+    with open(log, "w", encoding="utf-8") as output:
+        command = [LABKIT, "run", "--route", "local_cpu", "--evidence", str(folder)]
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "COLUMNS": "160"}
+        )
+    peak, watched = [0], psutil.Process(process.pid)
+
+    def watch() -> None:
+        while process.poll() is None:
+            peak[0] = max(peak[0], tree_memory(watched))
+            time.sleep(0.2)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    process.wait(timeout=600)
+    watcher.join()
+    return folder, log.read_text(encoding="utf-8"), process.returncode, peak[0]
+
+
+def test_one_command_leaves_a_pack_that_is_supported(finished):
+    folder, printed, code, _ = finished
+    assert code == 0, printed
+    found = verify(folder)
+    assert {f.verdict for f in found.artifacts if f.required} == {Verdict.SUPPORTED}
+    assert {f.name for f in found.artifacts} >= set(load_route("local_cpu").required_artifacts)
+    assert "report.html" in printed
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_the_table_says_smoke_test_and_no_cuda_acceptance(finished):
+    folder, printed, _, _ = finished
+    claims = {claim.name: claim.verdict for claim in verify(folder).claims}
+    assert claims["Training: smoke test"] is Verdict.SUPPORTED
+    assert claims["Training: CUDA acceptance (GPU)"] is Verdict.NOT_YET
+    assert "Training: smoke test" in printed
+
+
+def test_it_needs_less_than_3_gb(finished):
+    assert finished[3] < 3e9
+
+
+def test_executed_notebooks_are_in_the_pack_and_name_no_machine(finished):
+    folder, _, _, _ = finished
+    assert {f"notebooks/{lesson.file}" for lesson in LESSONS} <= set(read_manifest(folder)["files"])
+    private = [str(ROOT), str(Path.home()) + "/", str(folder.parent)]
+    for path in folder.rglob("*"):
+        if path.suffix in (".ipynb", ".md", ".json", ".csv", ".txt", ".html"):
+            text = path.read_text(encoding="utf-8")
+            assert not [name for name in private if name in text], path.name
+
+
+def test_no_server_is_left_running(finished):
+    proof = read_json(finished[0] / "shutdown_proof.json")
+    assert proof["process_gone"]
+    assert proof["port_closed"]
+    assert not psutil.pid_exists(proof["pid"])
+
+
+def test_editing_the_device_is_a_named_contradiction(finished, tmp_path):
+    edited = shutil.copytree(finished[0], tmp_path / "edited")
+    log = edited / "openllm_gpu_training_run" / "training_log.csv"
+    log.write_text(log.read_text(encoding="utf-8").replace(",cpu,", ",cuda,"), encoding="utf-8")
+    done = subprocess.run(
+        [LABKIT, "verify", str(edited)], capture_output=True, text=True, env={**os.environ, "COLUMNS": "300"}
+    )
+    assert done.returncode == 2
+    assert "training_log.csv says cuda, environment_report.json says cpu" in done.stdout
+
+
+def test_the_same_lesson_twice_leaves_a_valid_pack(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "again")
+    subprocess.run([LABKIT, "run", "--lesson", "13.1", "--evidence", str(folder)], check=True, capture_output=True)
+    assert verify(folder).exit_code == 0
+
+
+@pytest.mark.parametrize("route", ["free_colab", "rented_gpu"])
+def test_a_gpu_route_runs_and_claims_only_what_it_saw(route, tmp_path):
+    """Without a GPU the route records that, falls back, and the pack says smoke test."""
+    found = verify(run_workbook(route, tmp_path / route).folder)
+    assert found.exit_code == 0, [f for f in found.artifacts if f.verdict is not Verdict.SUPPORTED]
+    claims = {claim.name: claim.verdict for claim in found.claims}
+    assert claims["Training: CUDA acceptance (GPU)"] is (Verdict.SUPPORTED if ON_GPU else Verdict.NOT_YET)
+    plan = {"free_colab": "colab_notes.md", "rented_gpu": "gpu_plan.md"}[route]
+    assert (tmp_path / route / plan).exists()
+    if not ON_GPU:
+        assert "Missing GPU" in (tmp_path / route / "compute_route.md").read_text(encoding="utf-8")

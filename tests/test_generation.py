@@ -1,0 +1,136 @@
+"""One ChatModel for everything: equal to transformers' generate, stoppable, and clear about what it cannot load."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from labkit.errors import LabError
+from labkit.evidence import Pack
+from labkit.generation import (
+    Completion,
+    Sampling,
+    choose_token,
+    first_stop,
+    held_back,
+    load_chat_model,
+    write_first_run,
+)
+from labkit.layout import MODELS
+from labkit.training.tokens import train_bpe
+
+HELLO = [{"role": "user", "content": "Who am I talking to?"}]
+
+
+def test_greedy_answers_are_those_of_transformers(embedded):
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / "mini-instruct")
+    model = AutoModelForCausalLM.from_pretrained(MODELS / "mini-instruct", dtype=torch.float32)
+    inputs = tokenizer.apply_chat_template(HELLO, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    made = model.generate(**inputs, max_new_tokens=40, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert embedded.chat(HELLO, Sampling(max_tokens=40)).text == tokenizer.decode(made, skip_special_tokens=True)
+
+
+def test_pieces_add_up_to_the_answer(embedded):
+    *pieces, done = embedded.stream(HELLO, Sampling(max_tokens=30))
+    assert isinstance(done, Completion)
+    assert "".join(pieces) == done.text
+    assert done.prompt_tokens == embedded.count_tokens(HELLO)
+    assert 0 < done.first_token_seconds <= done.seconds
+
+
+def test_length_and_stop_are_told_apart(embedded):
+    assert embedded.chat(HELLO, Sampling(max_tokens=2)).finish_reason == "length"
+    whole = embedded.chat(HELLO, Sampling(max_tokens=60))
+    assert whole.finish_reason == "stop"
+    assert whole.completion_tokens < 60
+
+
+def test_a_stop_text_never_leaks(embedded):
+    whole = embedded.chat(HELLO, Sampling(max_tokens=60)).text
+    middle = len(whole) // 2
+    stop = whole[middle : middle + 6]
+    *pieces, done = embedded.stream(HELLO, Sampling(max_tokens=60, stop=(stop,)))
+    assert done.text == whole[: whole.find(stop)]
+    assert done.finish_reason == "stop"
+    assert "".join(pieces) == done.text
+
+
+def test_seeds_repeat(embedded):
+    def warm(seed: int) -> str:
+        return embedded.chat(HELLO, Sampling(max_tokens=30, temperature=2.0, seed=seed)).text
+
+    assert warm(1) == warm(1)
+    assert len({warm(seed) for seed in range(5)}) > 1
+
+
+def test_top_p_zero_is_greedy_and_nucleus_leaves_the_tail_out():
+    logits = torch.tensor([0.0, 3.0, 2.9, -5.0])
+    generator = torch.Generator().manual_seed(0)
+    assert choose_token(logits, Sampling(temperature=1.0, top_p=0.0), generator) == 1
+    drawn = {choose_token(logits, Sampling(temperature=1.0, top_p=0.8), generator) for _ in range(200)}
+    assert drawn == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "held"),
+    [("abc", ("cd",), 1), ("abc", ("x",), 0), ("abc", ("bcd", "c!"), 2), ("ab\ufffd", (), 1), ("", ("a",), 0)],
+)
+def test_what_may_still_change_is_held_back(text, stops, held):
+    assert held_back(text, stops) == held
+
+
+def test_the_earliest_stop_text_counts():
+    assert first_stop("one two three", ("three", "two")) == 4
+    assert first_stop("one", ("two", "")) is None
+
+
+def test_a_prompt_without_room_is_refused(embedded):
+    long = [{"role": "user", "content": "word " * 3000}]
+    with pytest.raises(LabError, match="the model's context holds"):
+        embedded.chat(long)
+
+
+def test_a_model_without_a_template_gets_the_plain_one(tmp_path):
+    tokenizer: Tokenizer = train_bpe(["User: Hello Assistant: Good day"], 280)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    config = LlamaConfig(
+        vocab_size=280, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    folder = tmp_path / "plain"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    wrapped.save_pretrained(folder)
+    model = load_chat_model(str(folder), device="cpu")
+    assert model.tokenizer.decode(model.render([{"role": "user", "content": "Hello"}])[0]) == "User: Hello\nAssistant:"
+    assert model.name == "plain"
+    assert len(model.revision) == 12
+    assert model.chat([{"role": "user", "content": "Hello"}], Sampling(max_tokens=3)).completion_tokens <= 3
+
+
+@pytest.mark.parametrize("path", ["./nothing", "/nothing/here", "nothing", "a/b/c"])
+def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(path):
+    with pytest.raises(LabError, match="there is no model folder called"):
+        load_chat_model(path)
+
+
+def test_a_folder_that_is_no_model_is_named_without_its_path(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LabError, match="the model empty could not be loaded") as caught:
+        load_chat_model(str(tmp_path / "empty"), device="cpu")
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_an_error_with_a_remedy(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(LabError, match="nobody/no-such-model could not be loaded"):
+        load_chat_model("nobody/no-such-model", device="cpu")
+
+
+def test_first_run_holds_every_fact(embedded, tmp_path):
+    pack = Pack(tmp_path, "local_cpu")
+    answer = embedded.chat(HELLO, Sampling(max_tokens=20))
+    write_first_run(pack, embedded, "two\nlines", answer, "labkit chat")
+    text = (tmp_path / "first_run.md").read_text(encoding="utf-8")
+    for key in ("Command", "Prompt", "Output", "Latency", "Peak memory", "Model", "Revision", "Device", "Route"):
+        assert f"- {key}: " in text
+    assert "- Prompt: two\\nlines\n" in text
+    assert f"- Revision: {embedded.revision}\n" in text

@@ -1,0 +1,74 @@
+"""Three routes, one file each; the weakest one that can prove what is asked for is chosen."""
+
+import pytest
+import yaml
+
+from labkit.errors import LabError
+from labkit.layout import ROUTES
+from labkit.routes import ROUTE_NAMES, Constraints, _parse, choose_route, load_route, load_routes, steps_on
+
+
+def test_every_route_says_what_it_proves_and_when_to_stop():
+    for route in load_routes():
+        assert route.proves
+        assert route.cannot_prove
+        assert route.stop_rule
+        assert route.fallback
+        assert route.required_artifacts
+        assert set(route.minutes) == {"13.0", "13.1", "13.2", "13.3", "13.4", "13.5"}
+
+
+def test_each_gpu_route_asks_for_its_own_plan_and_the_rest_is_common():
+    cpu, colab, rented = load_routes()
+    assert set(colab.required_artifacts) - set(cpu.required_artifacts) == {"colab_notes.md"}
+    assert set(rented.required_artifacts) - set(cpu.required_artifacts) == {"gpu_plan.md"}
+    assert rented.hourly_usd > 0
+    assert rented.budget_usd > 0
+
+
+def test_the_route_files_are_flat_enough_for_papermill():
+    for name in ROUTE_NAMES:
+        values = yaml.safe_load((ROUTES / f"{name}.yaml").read_text(encoding="utf-8"))
+        assert values["route"] == name
+        assert all(key.isidentifier() for key in values)
+
+
+def test_an_unknown_route_is_refused():
+    with pytest.raises(LabError, match="no route called 'cloud'"):
+        load_route("cloud")
+
+
+def test_a_route_file_with_a_wrong_field_is_named(tmp_path):
+    text = (ROUTES / "local_cpu.yaml").read_text(encoding="utf-8").replace("stop_rule:", "stop_rul:")
+    (tmp_path / "odd.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(LabError, match=r"odd\.yaml has missing or unknown fields: stop_rul, stop_rule"):
+        _parse(tmp_path / "odd.yaml")
+
+
+@pytest.mark.parametrize(
+    ("constraints", "route", "reason"),
+    [
+        (Constraints(), "free_colab", "lends one"),
+        (Constraints(private_data=True), "local_cpu", "private data"),
+        (Constraints(can_use_google=False), "local_cpu", "Google account"),
+        (Constraints(has_nvidia_gpu=True), "local_cpu", "already has an NVIDIA GPU"),
+        (Constraints(needs_throughput=True, budget_usd=3), "rented_gpu", "budget of $3.00"),
+        (Constraints(needs_stable_api=True, budget_usd=3, private_data=True), "rented_gpu", "end without notice"),
+        (Constraints(needs_stable_api=True, private_data=True), "local_cpu", "no budget"),
+        (Constraints(needs_throughput=True), "free_colab", "no budget"),
+    ],
+)
+def test_the_weakest_sufficient_route_is_chosen_with_its_reasons(constraints, route, reason):
+    decision = choose_route(constraints)
+    assert decision.route == route
+    assert any(reason in said for said in decision.reasons)
+    assert decision.upgrade_signal
+
+
+def test_a_gpu_route_without_its_gpu_takes_the_fallback():
+    rented = load_route("rented_gpu")
+    assert steps_on(rented, "cuda", 2000, 300)[0] == 2000
+    steps, why = steps_on(rented, "cpu", 2000, 300)
+    assert steps == 300
+    assert "shows none" in why
+    assert steps_on(load_route("local_cpu"), "cpu", 300, 100)[0] == 300

@@ -1,0 +1,197 @@
+"""The server as a process: how it starts, why it does not, and that it is really gone when it was stopped."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import httpx
+import psutil
+import pytest
+from tiny_server import LONG, chat, live, refused, until
+
+from labkit.errors import LabError
+from labkit.layout import ROOT
+from labkit.serving import contract, process, runtimes, shutdown, smoke
+from labkit.serving.contract import Refusal, ServerSettings
+from labkit.serving.process import free_port
+
+
+def test_an_open_address_without_a_key_is_refused(monkeypatch):
+    monkeypatch.delenv(contract.KEY_VARIABLE, raising=False)
+    for host in ("0.0.0.0", "::", "192.168.0.7", "example.org"):
+        with pytest.raises(LabError, match="no API key is set"):
+            runtimes.start_server(host=host, port=free_port())
+    for host in ("127.0.0.1", "localhost", "::1"):
+        assert process.with_key(ServerSettings(host=host)).api_key == ""
+    monkeypatch.setenv(contract.KEY_VARIABLE, "k")
+    assert process.with_key(ServerSettings(host="0.0.0.0")).api_key == "k"
+    assert "'k'" not in repr(process.with_key(ServerSettings()))
+
+
+# Servers as processes
+
+
+def test_smoke_test_of_a_live_server(server):
+    proof = smoke.smoke_test(server.base_url + "/v1")
+    assert (proof["base_url"], proof["model"], proof["has_choices"]) == (server.base_url, "tiny-llama", True)
+    assert proof["health"]["status"] == "ok"
+    assert proof["first_message"]
+    assert proof["usage"]["total_tokens"] == proof["usage"]["prompt_tokens"] + proof["usage"]["completion_tokens"]
+    assert proof["revision"] == server.health["revision"]
+    assert proof["latency_ms"] > 0
+    with pytest.raises(LabError, match="404"):
+        smoke.smoke_test(server.base_url, model="other")
+
+
+def test_smoke_test_without_a_server():
+    with pytest.raises(LabError, match="no server answers"):
+        smoke.smoke_test(f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(LabError, match="not an http"):
+        smoke.smoke_test("localhost:8000")
+
+
+def test_a_taken_port_is_named_before_anything_is_loaded(server, tiny_model_folder):
+    with pytest.raises(LabError, match=f"port {server.port} is already in use by a labkit server") as caught:
+        runtimes.start_server(str(tiny_model_folder), port=server.port)
+    assert f"labkit stop --port {server.port}" in caught.value.next_step
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(LabError, match="already in use by another program"):
+            process.serve(ServerSettings(model="never-loaded/x", port=port))
+        with pytest.raises(LabError, match="did not start"):
+            shutdown.stop_server(port)
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 0), ("127.0.0.1", 70000), ("203.0.113.9", 8123)])
+def test_an_impossible_address_is_named(host, port):
+    with pytest.raises(LabError, match=r"is not a port|cannot listen on"):
+        process.claim_port(host, port)
+
+
+def test_a_wrong_model_path_gives_the_childs_own_reason(tmp_path):
+    port = free_port()
+    with pytest.raises(LabError, match="no model folder called missing-model") as caught:
+        runtimes.start_server(str(tmp_path / "missing-model"), port=port, log=tmp_path / "log")
+    assert caught.value.next_step
+    assert str(tmp_path) not in str(caught.value)
+    assert not process.port_open("127.0.0.1", port)
+
+
+def test_a_server_that_is_not_healthy_in_time_is_ended(tiny_model_folder, tmp_path):
+    port = free_port()
+    with pytest.raises(LabError, match=r"not healthy within 0\.2 s"):
+        runtimes.start_server(str(tiny_model_folder), port=port, log=tmp_path / "log", timeout=0.2)
+    assert not process.port_open("127.0.0.1", port)
+
+
+def test_errors_carry_no_folder_of_this_machine():
+    text = "no file in /home/ann/models/tiny or C:\\Users\\ann\\tiny; see http://127.0.0.1:8000/v1 and a/b"
+    assert runtimes.without_paths(text) == "no file in tiny or tiny; see http://127.0.0.1:8000/v1 and a/b"
+
+
+def test_an_answer_that_outlasts_the_drain_is_503(tiny_model):
+    answers = []
+    with live(tiny_model, LONG, drain=0.2) as url:
+        asking = threading.Thread(target=lambda: answers.append(chat(url, max_tokens=3000)))
+        asking.start()
+        until(lambda: httpx.get(f"{url}/health").json()["running"] == 1)
+    asking.join()
+    refused(answers[0], 503, "server_busy")
+
+
+def test_stopping_drains_and_proves_it(tiny_model_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    log, port = tmp_path / "log", free_port()
+    handle = runtimes.start_server(str(tiny_model_folder), port=port, device="cpu", limits=LONG, log=log)
+    state = process.running_server(port)
+    assert (state.pid, state.model, state.limits["queue"]) == (handle.pid, "tiny-llama", 1)
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(chat(handle.base_url, max_tokens=100)))
+    asking.start()
+    until(lambda: answers or httpx.get(f"{handle.base_url}/health").json()["running"] == 1)
+    proof = handle.stop(hourly_usd=3600.0)
+    asking.join()
+    assert answers[0].json()["usage"]["completion_tokens"] == 100
+    assert proof["process_gone"] is proof["port_closed"] is True
+    assert (proof["pid"], proof["port"], proof["signal"]) == (handle.pid, port, "SIGTERM")
+    assert proof["cost_usd"] == proof["seconds"] >= 1
+    assert proof["gpu_memory"] == "not visible" or proof["gpu_memory"].endswith("MiB freed")
+    assert handle.process.returncode == 0
+    assert not process.state_file(port).exists()
+    assert not psutil.pid_exists(handle.pid)
+    said = log.read_text()
+    assert "hello there" not in said
+    assert "Traceback" not in said
+    with pytest.raises(LabError, match="no labkit server is known"):
+        shutdown.stop_server(port)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGSTOP")
+def test_a_server_that_does_not_listen_is_killed_by_a_process_that_is_not_its_parent(tiny_model_folder, tmp_path):
+    port = free_port()
+    with runtimes.start_server(str(tiny_model_folder), port=port, device="cpu", log=tmp_path / "log") as handle:
+        psutil.Process(handle.pid).suspend()
+        script = (
+            "import json, sys; from labkit.serving import runtimes, shutdown; assert 'torch' not in sys.modules;"
+            f"print(json.dumps(shutdown.stop_server({port}, grace=0.5)))"
+        )
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+        proof = json.loads(done.stdout)
+        assert (proof["signal"], proof["process_gone"], proof["port_closed"]) == ("SIGKILL", True, True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_leaves_nothing_behind(tiny_model_folder, tmp_path):
+    port = free_port()
+    with runtimes.start_server(str(tiny_model_folder), port=port, device="cpu", log=tmp_path / "log") as handle:
+        handle.process.send_signal(signal.SIGINT)
+        assert handle.process.wait(15) == 0
+    assert not process.state_file(port).exists()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
+def test_gpu_memory_is_what_nvidia_smi_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert shutdown.gpu_memory_mib() is None
+    program = tmp_path / "nvidia-smi"
+    for said, understood in (("400\n12", 412), ("[N/A]", None)):
+        program.write_text(f"#!/bin/sh\necho '{said}'\n")
+        program.chmod(0o755)
+        assert shutdown.gpu_memory_mib() == understood
+    assert shutdown._freed(412, 12) == "400 MiB freed"
+    assert shutdown._freed(None, 12) == "not visible"
+
+
+def test_a_state_file_of_a_process_that_is_gone_stops_nobody(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(process, "STATE", tmp_path)
+    state = json.loads((runtimes.STATE / f"server-{server.port}.json").read_text())
+    stranger = {**state, "create_time": state["create_time"] - 100, "port": 9}
+    (tmp_path / "server-9.json").write_text(json.dumps(stranger))
+    with pytest.raises(LabError, match="already ended"):
+        shutdown.stop_server(9)
+    assert psutil.pid_exists(server.pid)
+    (tmp_path / "server-9.json").write_text("{")
+    with pytest.raises(LabError, match="not readable JSON"):
+        shutdown.stop_server(9)
+
+
+def test_every_refusal_has_openais_shape():
+    for code, (status, kind, meaning) in contract.ERRORS.items():
+        refusal = Refusal(code, "what", "field")
+        assert refusal.status_code == status
+        assert refusal.body() == {"error": {"message": "what", "type": kind, "param": "field", "code": code}}
+        assert meaning
+
+
+def test_every_runtime_row_is_filled_and_stays_on_loopback():
+    for runtime in runtimes.RUNTIMES:
+        assert runtime.tried in ("run here", "not run here")
+        assert runtime.start
+        assert runtime.needs
+        assert runtime.health.startswith("/")
+        assert "0.0.0.0" not in runtime.start
