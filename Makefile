@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml
 	  echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13"; \
 	  echo "next: name one that is, for example: make run PYTHON=python3.12"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install $(PIP_OPTIONS) -e ".[test]"
+	$(PIP) install -e ".[test]" $(PIP_OPTIONS)
 	@touch $@
 
 run: setup  ## run the workbook on ROUTE (default local_cpu), verify the pack, write the report

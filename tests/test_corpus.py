@@ -25,7 +25,8 @@ def shingles(text: str) -> set[tuple[str, ...]]:
 def training_prompts(corpus) -> list[str]:
     """Every prompt that the embedded model was trained on, and those of the tuning set."""
     tuning = [json.loads(line) for line in (DATA / "train.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [example.prompt for example in corpus.chats(13, 90_000)] + [row["messages"][0]["content"] for row in tuning]
+    made = [example.prompt for examples in corpus.training_sets().values() for example in examples]
+    return made + [row["messages"][0]["content"] for row in tuning]
 
 
 @pytest.fixture(scope="module")

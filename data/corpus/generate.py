@@ -14,7 +14,7 @@ import argparse
 import csv
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +33,11 @@ TASK_WEIGHTS = {
     "no_note": 8,
     "unsafe": 6,
     "small_talk": 8,
-    "echo": 6,
+    "echo": 14,
 }
+WARM_UP_WEIGHTS = TASK_WEIGHTS | {"echo": 300}  # mostly copying: what a model must be able to do before the rest helps
 
+SEED, DOCUMENTS = 13, 70_000  # of the shipped weights
 WORD_KEYS = ("first_names", "last_names", "materials", "things", "flaws", "pieces", "weekdays", "substances")
 
 
@@ -58,13 +60,13 @@ class Example:
 class Writer:
     """Fills the grammar's slots. With `held_out`, phrasings and names come from the entries kept from training."""
 
-    def __init__(self, seed: int, held_out: bool = False):
+    def __init__(self, seed: int, held_out: bool = False, weights: dict[str, int] = TASK_WEIGHTS):
         self.rng = random.Random(seed)
         self.held_out = held_out
+        self.weights = weights
 
-    def example(self, task: str = "") -> Example:
-        """One example of `task`, or of a task drawn by weight."""
-        task = task or self.rng.choices(list(TASK_WEIGHTS), TASK_WEIGHTS.values())[0]
+    def example(self) -> Example:
+        task = self.rng.choices(list(self.weights), self.weights.values())[0]
         return getattr(self, f"_{task}")()
 
     def _grounded(self) -> Example:
@@ -117,7 +119,7 @@ class Writer:
 
     def _echo(self) -> Example:
         """Words in no order, to be repeated: nothing but copying helps, so this is how copying is learned first."""
-        words = [self._any_word() for _ in range(self.rng.randint(3, 9))]
+        words = [self._any_word() for _ in range(self.rng.randint(2, 5))]
         text = " ".join(words)
         return self._chat("echo", f"{self._ask(GRAMMAR['echo'])} {text}", text, "equals", text, system=False)
 
@@ -195,10 +197,18 @@ class Writer:
         return self._word(key)
 
 
-def chats(seed: int, count: int, held_out: bool = False, task: str = "") -> Iterator[Example]:
-    writer = Writer(seed, held_out)
+def chats(seed: int, count: int, held_out: bool = False, weights: dict = TASK_WEIGHTS) -> Iterator[Example]:
+    writer = Writer(seed, held_out, weights)
     for _ in range(count):
-        yield writer.example(task)
+        yield writer.example()
+
+
+def training_sets(seed: int = SEED, count: int = DOCUMENTS) -> dict[str, Iterator[Example]]:
+    """Everything that the embedded model is trained on, by file name."""
+    return {
+        "warm_up.jsonl": chats(seed + 50, count // 2, weights=WARM_UP_WEIGHTS),
+        "train.jsonl": chats(seed, count),
+    }
 
 
 def shop_text(seed: int, count: int) -> str:
@@ -234,10 +244,10 @@ def tuning_examples(seed: int, count: int) -> Iterator[dict]:
         yield {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
 
 
-def write_chats(path: Path, seed: int, count: int, held_out: bool = False, task: str = "") -> None:
+def write_chats(path: Path, examples: Iterable[Example]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for example in chats(seed, count, held_out, task):
+        for example in examples:
             row = {"task": example.task, "messages": example.messages()}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -257,16 +267,16 @@ def write_committed(folder: Path, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE / "build", help="folder for the training chats")
-    parser.add_argument("--documents", type=int, default=80_000, help="how many training chats")
-    parser.add_argument("--seed", type=int, default=13)
+    parser.add_argument("--documents", type=int, default=DOCUMENTS, help="how many training chats")
+    parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--committed", action="store_true", help="write the small committed files instead")
     options = parser.parse_args()
     if options.committed:
         write_committed(HERE.parent, options.seed)
     else:
-        write_chats(options.out / "echo.jsonl", options.seed + 50, options.documents // 3, task="echo")
-        write_chats(options.out / "train.jsonl", options.seed, options.documents)
-        write_chats(options.out / "held_out.jsonl", options.seed + 100, 500, held_out=True)
+        for name, examples in training_sets(options.seed, options.documents).items():
+            write_chats(options.out / name, examples)
+        write_chats(options.out / "held_out.jsonl", chats(options.seed + 100, 500, held_out=True))
 
 
 if __name__ == "__main__":
