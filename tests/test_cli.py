@@ -78,8 +78,8 @@ def test_train_names_what_is_wrong_and_leaves_no_file(tmp_path, words, message):
 
 def test_chat_answers_and_keeps_the_first_run(tmp_path):
     printed = labkit("chat", "--prompt", "By when must an item be returned?", "--note", "POL-01", "--out", tmp_path)
-    assert "[POL-01]" in printed
     text = (tmp_path / "first_run.md").read_text(encoding="utf-8")
+    assert f"- Output: {printed.strip()}\n" in text
     assert "- Model: mini-instruct" in text
     assert "--note POL-01" in text
 
