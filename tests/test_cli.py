@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from labkit.decisions import example_project, open_weight_route
 from labkit.evidence import read_csv, read_json, read_manifest
 
 LABKIT = str(Path(sys.executable).parent / "labkit")
@@ -119,26 +120,9 @@ def test_smoke_bench_and_stop_without_a_server(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_decide_writes_the_seeds_exact_route(tmp_path):
+def test_decide_writes_the_route_of_the_chapters_project(tmp_path):
     labkit("decide", "--route", "rented_gpu", "--evidence", tmp_path)
-    assert read_json(tmp_path / "open_weight_route.json") == {
-        "project": "course Q&A assistant",
-        "route": {"route": "rented_gpu", "goal": "run a stable API with explicit cost and shutdown"},
-        "model_family": {
-            "family": "Qwen or Llama family",
-            "fit": ["colab", "rented_gpu"],
-            "runtime": "Transformers, vLLM, or SGLang",
-        },
-        "adaptation": "RAG first; LoRA only after fixed eval failures",
-        "evidence": [
-            "model card and license note",
-            "runtime command",
-            "first prompt and output",
-            "five-case eval table",
-            "latency and memory note",
-            "shutdown command",
-        ],
-    }
+    assert read_json(tmp_path / "open_weight_route.json") == open_weight_route(example_project("rented_gpu"))
 
 
 def test_verify_reads_a_half_made_pack_and_reports(tmp_path):
