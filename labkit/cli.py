@@ -356,16 +356,10 @@ def _shown(path: Path) -> Path:
 @app.command()
 def models(family: Annotated[str, typer.Option(help="only this family, for example Qwen")] = "") -> None:
     """List the models the workbook knows, with licence, sizes and the age of each fact."""
-    from rich.console import Console
-    from rich.table import Table
-
     from labkit.landscape.models import model_table
+    from labkit.report import print_models
 
-    rows = model_table(family)
-    table = Table(*[column for column in rows[0] if column != "source"])
-    for row in rows:
-        table.add_row(*[value for column, value in row.items() if column != "source"])
-    Console().print(table)
+    print_models(model_table(family))
 
 
 @app.command()

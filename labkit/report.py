@@ -62,6 +62,16 @@ def print_failures(summary: Mapping, console: Console | None = None) -> None:
     console.print(failures)
 
 
+def print_models(rows: Sequence[Mapping[str, str]], console: Console | None = None) -> None:
+    """The landscape's checkpoints, the whole id always legible; sources and the rest are in data/landscape."""
+    table = Table("model", "total (B)", "active (B)", "licence", "age")
+    for column in table.columns:
+        column.no_wrap, column.overflow = column.header not in ("model", "licence"), "fold"
+    for row in rows:
+        table.add_row(*(row[column.header] for column in table.columns))
+    (console or Console()).print(table)
+
+
 def sections(verification: Verification) -> list[tuple[str, Sequence[Finding]]]:
     named = {
         "Artifacts": verification.artifacts,

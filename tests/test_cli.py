@@ -142,7 +142,9 @@ def test_a_pack_of_another_route_is_refused(tmp_path):
 def test_memory_and_models_say_what_they_know():
     assert json.loads(labkit("memory", "Qwen/Qwen2.5-7B-Instruct", "--json"))["total_gib"] > 14
     assert "no model called" in labkit("memory", "nobody/nothing", code=2)
-    assert "Apache-2.0" in labkit("models", "--family", "Qwen")
+    printed = labkit("models", "--family", "Qwen")
+    assert "Qwen/Qwen2.5-0.5B-Instruct" in printed
+    assert "Apache License 2.0" in printed
     assert "no family called" in labkit("models", "--family", "Moon", code=2)
 
 
