@@ -21,7 +21,7 @@ class Route:
     """One compute route. `minutes` maps lesson to minutes of work; `required_artifacts` are names in the pack.
 
     `device` is what the route is meant to run on ("cpu" or "cuda"). On a route that wants CUDA and finds none, the
-    notebooks record the missing GPU and use `fallback_train_steps` on the CPU.
+    notebooks record the missing GPU and use the `fallback_` sizes on the CPU.
     """
 
     route: str
@@ -38,6 +38,7 @@ class Route:
     train_steps: int
     fallback_train_steps: int
     batch_size: int
+    fallback_batch_size: int
     max_new_tokens: int
     benchmark_requests: int
     hourly_usd: float
@@ -121,11 +122,13 @@ def typical_constraints(route: Route, has_nvidia_gpu: bool = False) -> Constrain
     return Constraints(has_nvidia_gpu=False, private_data=route.route == "local_cpu")
 
 
-def steps_on(route: Route, device: str, train_steps: int, fallback_train_steps: int) -> tuple[int, str]:
-    """How many steps to train on `device`, and why: a GPU route without its GPU takes the fallback's number."""
+def training_size(
+    route: Route, device: str, planned: tuple[int, int], fallback: tuple[int, int]
+) -> tuple[int, int, str]:
+    """Steps, batch size, and why: a GPU route without its GPU takes `fallback`, any other run what was `planned`."""
     if route.device == "cuda" and device != "cuda":
-        return fallback_train_steps, f"{route.route} wants a GPU and this machine shows none, so the fallback applies"
-    return train_steps, f"the size that {route.route} plans for {route.device}"
+        return *fallback, f"{route.route} wants a GPU and this machine shows none, so the fallback applies"
+    return *planned, f"the size that {route.route} plans for {route.device}"
 
 
 @dataclass(frozen=True)

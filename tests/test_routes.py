@@ -5,7 +5,7 @@ import yaml
 
 from labkit.errors import LabError
 from labkit.layout import ROUTES
-from labkit.routes import ROUTE_NAMES, Constraints, _parse, choose_route, load_route, load_routes, steps_on
+from labkit.routes import ROUTE_NAMES, Constraints, _parse, choose_route, load_route, load_routes, training_size
 
 
 def test_every_route_says_what_it_proves_and_when_to_stop():
@@ -66,9 +66,9 @@ def test_the_weakest_sufficient_route_is_chosen_with_its_reasons(constraints, ro
 
 
 def test_a_gpu_route_without_its_gpu_takes_the_fallback():
-    rented = load_route("rented_gpu")
-    assert steps_on(rented, "cuda", 2000, 300)[0] == 2000
-    steps, why = steps_on(rented, "cpu", 2000, 300)
-    assert steps == 300
+    rented, planned, fallback = load_route("rented_gpu"), (2000, 64), (300, 12)
+    assert training_size(rented, "cuda", planned, fallback)[:2] == planned
+    steps, batch, why = training_size(rented, "cpu", planned, fallback)
+    assert (steps, batch) == fallback
     assert "shows none" in why
-    assert steps_on(load_route("local_cpu"), "cpu", 300, 100)[0] == 300
+    assert training_size(load_route("local_cpu"), "cpu", planned, fallback)[:2] == planned
