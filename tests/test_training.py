@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from labkit.errors import LabError
 from labkit.evidence import Pack, read_csv, read_manifest
+from labkit.generation import Sampling, load_chat_model
 from labkit.gpt2 import GPT2, GPT2Config
 from labkit.training.loop import IGNORED, TokenData, TrainSettings, learning_rate, make_optimizer, train
 from labkit.training.mini_gpt2 import (
@@ -21,7 +22,7 @@ from labkit.training.mini_gpt2 import (
     train_mini_gpt2,
     verdict_of,
 )
-from labkit.training.recipe import read_chats, read_recipe
+from labkit.training.recipe import read_chats, read_recipe, train_from_recipe
 from labkit.training.tokens import encode_chats, encode_text, train_bpe, train_characters
 
 TINY = MiniRun(steps=6, batch_size=4, vocab_size=400, block_size=32, n_layer=2, n_head=2, n_embd=32)
@@ -202,3 +203,26 @@ def test_characters_and_a_short_run_through_a_text_of_ones_own(tmp_path):
     assert result.rows[-1].step == 4
     assert "own.txt" in (tmp_path / "out" / "gpu_train_log.txt").read_text(encoding="utf-8")
     assert str(tmp_path) not in (tmp_path / "out" / "gpu_train_log.txt").read_text(encoding="utf-8")
+
+
+def test_a_recipe_makes_a_model_that_transformers_loads(tmp_path):
+    """Two stages through the code that made the shipped weights, at a size that takes a second."""
+    chat = {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day to you"}]}
+    (tmp_path / "chats.jsonl").write_text((json.dumps(chat) + "\n") * 20, encoding="utf-8")
+    settings = "{steps: 2, batch_size: 2, block_size: 64, log_every: 1, eval_batches: 1, warmup_steps: 1}"
+    (tmp_path / "recipe.yaml").write_text(
+        f"""stages:
+  - {{train: chats.jsonl, settings: {settings}}}
+  - {{train: chats.jsonl, settings: {settings}}}
+held_out: chats.jsonl
+vocab_size: 280
+architecture: {{hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2}}
+""",
+        encoding="utf-8",
+    )
+    rows = train_from_recipe(tmp_path / "recipe.yaml", tmp_path / "made", "cpu")
+    assert [row.step for row in rows] == [0, 1, 2, 2, 3, 4]
+    assert len(read_csv(tmp_path / "made" / "training_log.csv")) == 6
+    made = load_chat_model(str(tmp_path / "made"), device="cpu")
+    assert made.tokenizer.chat_template
+    assert made.chat([{"role": "user", "content": "Hello"}], Sampling(max_tokens=3)).completion_tokens <= 3
