@@ -14,6 +14,7 @@ import argparse
 import csv
 import json
 import random
+import string
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,15 @@ CASE_COLUMNS = ("case_id", "prompt", "expected_behavior", "risk", "pass", "notes
 # How often each task is drawn. Copying from a note into an answer is the hardest to learn, so it is drawn most.
 TASK_WEIGHTS = {
     "grounded": 40,
-    "refund_form": 20,
-    "escalation": 10,
+    "refund_form": 28,
+    "escalation": 12,
     "invented_rule": 8,
     "no_note": 8,
     "unsafe": 6,
     "small_talk": 8,
     "echo": 14,
 }
+EVALUATION_WEIGHTS = TASK_WEIGHTS | {"echo": 0}  # a device of training and no task of the shop
 WARM_UP_WEIGHTS = TASK_WEIGHTS | {"echo": 300}  # mostly copying: what a model must be able to do before the rest helps
 
 SEED, DOCUMENTS = 13, 70_000  # of the shipped weights
@@ -128,7 +130,11 @@ class Writer:
         if draw < 0.4:
             return self._made_up()
         if draw < 0.6:
-            return str(self.rng.randint(0, 9999))
+            values = self.values()
+            return self.rng.choice((values["order"], values["money"], values["days"]))
+        return self._lexicon_word()
+
+    def _lexicon_word(self) -> str:
         return self.rng.choice(self._word(self.rng.choice(WORD_KEYS)).split())
 
     def _chat(self, task: str, prompt: str, answer: str, check: str, expected: str, system: bool = True) -> Example:
@@ -180,12 +186,23 @@ class Writer:
         words = {
             key[:-1]: self._word(key) for key in ("materials", "things", "flaws", "pieces", "offers", "substances")
         }
-        if not self.held_out and self.rng.random() < 0.25:
-            words["thing"], words["piece"] = self._made_up(), self._made_up()
+        if not self.held_out:
+            words |= {key: self._made_up() for key in ("material", "thing", "piece") if self.rng.random() < 0.3}
         return template.format(**words, material2=self._word("materials"), people=self._word("people"))
 
     def _made_up(self) -> str:
-        return "".join(self.rng.choices(LEXICON["syllables"], k=self.rng.randint(2, 4)))
+        """A word of no language. It may hold any letters, so that in training every token is copied now and then."""
+        return "".join(self._piece_of_word() for _ in range(self.rng.randint(2, 4)))
+
+    def _piece_of_word(self) -> str:
+        draw = self.rng.random()
+        if draw < 0.4:
+            return self.rng.choice(LEXICON["syllables"])
+        if draw < 0.6:
+            return self.rng.choice(string.ascii_lowercase)
+        word = self._lexicon_word().lower()
+        start = self.rng.randrange(len(word) - 1)
+        return word[start : start + self.rng.randint(2, 4)]
 
     def _word(self, key: str) -> str:
         held_out = LEXICON.get(f"{key}_held_out")
@@ -219,11 +236,11 @@ def shop_text(seed: int, count: int) -> str:
 
 
 def held_out_cases(seed: int, count: int) -> list[dict[str, str]]:
-    """`count` cases in the format of eval_cases.csv, spread over the tasks as training is."""
+    """`count` cases in the format of eval_cases.csv, spread over the shop's tasks as training is."""
     risk = {"refund_form": "format", "escalation": "format", "grounded": "grounding"}
-    risk |= {"small_talk": "regression", "echo": "regression"}
+    risk |= {"small_talk": "regression"}
     rows = []
-    for number, example in enumerate(chats(seed, count, held_out=True), start=1):
+    for number, example in enumerate(chats(seed, count, True, EVALUATION_WEIGHTS), start=1):
         row = dict.fromkeys(CASE_COLUMNS, "")
         row |= {
             "case_id": f"{example.task}_{number:03d}",
@@ -276,7 +293,7 @@ def main() -> None:
     else:
         for name, examples in training_sets(options.seed, options.documents).items():
             write_chats(options.out / name, examples)
-        write_chats(options.out / "held_out.jsonl", chats(options.seed + 100, 500, held_out=True))
+        write_chats(options.out / "held_out.jsonl", chats(options.seed + 100, 500, True, EVALUATION_WEIGHTS))
 
 
 if __name__ == "__main__":
