@@ -5,6 +5,9 @@ ROUTE ?= local_cpu
 # More options for pip, for instance the address of an index that carries torch's CPU build (see the README).
 PIP_OPTIONS ?=
 
+# Two test files at a time, each process with one thread for its arithmetic; most of a test is waiting for imports.
+TWO_AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -29,7 +32,7 @@ run: setup  ## run the workbook on ROUTE (default local_cpu), verify the pack, w
 	@$(BIN)/labkit run --route $(ROUTE)
 
 test: setup  ## run the whole test suite, then the notebooks under nbval
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(TWO_AT_ONCE)
 	@pack=$$(mktemp -d) && trap 'rm -rf "$$pack"' EXIT && \
 	  LABKIT_EVIDENCE=$$pack $(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
 

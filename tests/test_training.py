@@ -145,6 +145,14 @@ def test_a_loss_that_is_no_number_stops_the_run():
         train(model, data, data, TrainSettings(steps=4, block_size=8, batch_size=2, log_every=2), "cpu")
 
 
+def test_windows_that_reach_no_answer_are_named():
+    """Their loss would be the mean of nothing."""
+    data = TokenData(np.zeros(60, np.uint16), np.arange(60) % 20 >= 15, np.array([0, 20, 40]))
+    with pytest.raises(LabError, match="8 tokens reached no answer"):
+        data.batch(np.random.default_rng(0), 2, 8)
+    assert (data.batch(np.random.default_rng(0), 2, 16)[1] != IGNORED).any()
+
+
 def test_rate_warms_up_and_falls_to_a_tenth():
     settings = TrainSettings(steps=100, warmup_steps=10, learning_rate=1.0)
     assert learning_rate(5, settings) == pytest.approx(0.5)
@@ -181,7 +189,7 @@ def test_only_the_assistants_turn_is_scored():
     scored = tokenizer.decode(data.tokens[data.scored].tolist(), skip_special_tokens=False)
     assert scored == "Good day<|im_end|>" * 2
     assert data.starts.tolist() == [0, len(data.tokens) // 2]
-    _, targets = data.batch(np.random.default_rng(0), 8, 12)
+    _, targets = data.batch(np.random.default_rng(0), 8, len(data.tokens) // 2)
     assert (targets == IGNORED).any()
 
 

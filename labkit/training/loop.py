@@ -17,6 +17,7 @@ from torch.nn import functional
 from labkit.errors import LabError
 
 IGNORED = -100  # a target that does not count in the loss
+DRAWS = 100  # batches drawn in a row without one scored token, after which the windows are too short for the chats
 LOG_COLUMNS = (
     "step",
     "train_loss",
@@ -76,13 +77,23 @@ class TokenData:
     starts: np.ndarray | None = None
 
     def batch(self, rng: np.random.Generator, batch_size: int, block_size: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, each (batch_size, block_size): the target of a token is the token after it."""
+        """Inputs and targets, each (batch_size, block_size): the target of a token is the token after it.
+
+        Raises LabError for a text shorter than one window, and for windows too short to hold any scored token.
+        """
         last = len(self.tokens) - block_size - 1
         if last < 0:
             raise LabError(
                 f"the text has {len(self.tokens)} tokens and one training window needs {block_size + 1}",
                 "give a longer text, or a smaller block size",
             )
+        for _ in range(DRAWS):
+            inputs, targets = self._draw(rng, batch_size, block_size, last)
+            if (targets != IGNORED).any():
+                return inputs, targets
+        raise LabError(f"{DRAWS} batches of {block_size} tokens reached no answer", "raise the block size")
+
+    def _draw(self, rng: np.random.Generator, batch_size: int, block_size: int, last: int) -> tuple[Tensor, Tensor]:
         allowed = None if self.starts is None else self.starts[self.starts <= last]
         begin = rng.integers(0, last + 1, batch_size) if allowed is None else rng.choice(allowed, batch_size)
         at = begin[:, None] + np.arange(block_size + 1)
