@@ -5,13 +5,12 @@ it was measured on, so the result says that too.
 """
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from urllib.parse import urlsplit
 
+from labkit.endpoint import first_model, open_client, root_url
 from labkit.errors import LabError
 from labkit.evidence import utc_now
 
@@ -55,8 +54,8 @@ def benchmark(
     """
     if not prompts or requests < 1 or concurrency < 1 or max_tokens < 1 or warmup < 0:
         raise LabError("a benchmark needs prompts, and at least one request, client and token", "check the numbers")
-    client = _client(base_url, api_key)
-    model = model or _first_model(client, base_url)
+    client = open_client(base_url, api_key, timeout=300)
+    model = model or first_model(client)
     for number in range(warmup):
         _measure(client, model, prompts[number % len(prompts)], max_tokens)
     started = time.perf_counter()
@@ -70,7 +69,7 @@ def benchmark(
         raise LabError(f"none of {requests} requests was answered: {failures[0]}", "run `labkit smoke` and mend that")
     settings = {"requests": requests, "concurrency": concurrency, "max_tokens": max_tokens, "warmup": warmup}
     head = {
-        "base_url": _root(base_url),
+        "base_url": root_url(base_url),
         "time": utc_now(),
         "model": model,
         "route": route,
@@ -141,34 +140,3 @@ def _measure(client, model: str, prompt: str, max_tokens: int) -> Row | str:
             "measure a server that honours stream_options.include_usage",
         )
     return Row(round(latency * 1000, 2), round((latency if first is None else first) * 1000, 2), tokens)
-
-
-def _client(base_url: str, api_key: str | None):
-    import openai
-
-    here = urlsplit(base_url).hostname in ("127.0.0.1", "localhost", "::1")
-    return openai.OpenAI(
-        base_url=f"{_root(base_url)}/v1",
-        api_key=api_key or os.environ.get("LABKIT_API_KEY") or "none",
-        max_retries=0,
-        timeout=300,
-        http_client=openai.DefaultHttpxClient(trust_env=not here),
-    )
-
-
-def _root(base_url: str) -> str:
-    return base_url.rstrip("/").removesuffix("/v1")
-
-
-def _first_model(client, base_url: str) -> str:
-    import openai
-
-    try:
-        return next(card.id for card in client.models.list())
-    except openai.APIStatusError as error:
-        raise LabError(f"the server refused with {error.status_code}: {error.message}", "check the key") from None
-    except openai.APIError as error:
-        next_step = "start one with `labkit serve`, or check --base-url"
-        raise LabError(f"no server answers at {_root(base_url)}: {error.message}", next_step) from None
-    except StopIteration:
-        raise LabError("the server lists no model", "give the model's name with --model") from None

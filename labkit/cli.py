@@ -4,6 +4,7 @@ Rooms are imported inside the commands, so that `labkit --help` loads neither to
 """
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated
 import typer
 
 from labkit.errors import LabError
+from labkit.layout import display_path, evidence_folder
 
 app = typer.Typer(
     help="Deploy an open-weight language model, and leave evidence that a program can check.",
@@ -51,7 +53,6 @@ def main() -> None:
 def _pack(folder: Path | None, route: str | None):
     """The pack in `folder`, opened on `route`; without a route the pack's own, else local_cpu."""
     from labkit.evidence import MANIFEST, Pack, read_manifest
-    from labkit.layout import evidence_folder
     from labkit.routes import load_route
 
     folder = folder or evidence_folder(route or "local_cpu")
@@ -159,8 +160,12 @@ def chat(
                 answer = piece
         print()
         if out:
-            command = shlex.join(["labkit", *sys.argv[1:]])
-            write_first_run(_pack(out, route), loaded, asked, answer, command)
+            write_first_run(_pack(out, route), loaded, asked, answer, _own_command())
+
+
+def _own_command() -> str:
+    """The command that is running, as it may stand in an artifact: folders by their last name."""
+    return shlex.join(["labkit", *(display_path(Path(word)) if os.sep in word else word for word in sys.argv[1:])])
 
 
 @app.command()
@@ -231,8 +236,8 @@ def bench(
 ) -> None:
     """Measure latency and tokens per second of a server, and write benchmark.json."""
     from labkit.benchmark import benchmark
+    from labkit.endpoint import read_health
     from labkit.evaluation.cases import load_cases
-    from labkit.serving.smoke import read_health
 
     device = read_health(base_url).get("device", "unknown")
     pack = _pack(out, route)
@@ -252,8 +257,9 @@ def stop(
     """Stop the server on a port, wait until the port is closed, and write shutdown_proof.json."""
     from labkit.serving.shutdown import stop_server
 
+    pack = _pack(out, route)  # before the stop: a pack of another route must not cost the proof
     proof = stop_server(port, hourly)
-    _pack(out, route).write_json("shutdown_proof.json", proof, "13.4")
+    pack.write_json("shutdown_proof.json", proof, "13.4")
     _print_json(proof)
 
 

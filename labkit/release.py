@@ -4,13 +4,10 @@ Nothing here measures the model. The gates read what earlier lessons left in the
 that were written down before anybody looked.
 """
 
-import json
 import math
-import os
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -19,11 +16,11 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from labkit.endpoint import read_json_page
 from labkit.errors import LabError
 from labkit.evidence import Pack, read_json, read_manifest, utc_now
 from labkit.layout import ROOT, display_path
 from labkit.routes import load_route
-from labkit.serving.contract import KEY_VARIABLE
 from labkit.serving.process import claim_port
 from labkit.serving.runtimes import SERVER_MODULE, start_server, without_paths
 
@@ -69,13 +66,9 @@ class Drill:
 
 def running_contract(port: int = 8000) -> dict:
     """The contract that the labkit server on `port` of this machine states itself. Raises LabError when none does."""
-    request = urllib.request.Request(f"http://{HOST}:{port}/contract")
-    if key := os.environ.get(KEY_VARIABLE, "").strip():
-        request.add_header("Authorization", f"Bearer {key}")
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as response:
-            contract = json.loads(response.read(2**20))
-    except (OSError, HTTPException, ValueError) as error:
+        contract = read_json_page(f"http://{HOST}:{port}/contract", timeout=10)
+    except (OSError, HTTPException) as error:
         raise LabError(
             f"no labkit server on port {port} states its contract: {error}",
             f"start one with `labkit serve --port {port}`",
@@ -299,6 +292,7 @@ def write_readme(pack: Pack, contract: Mapping) -> Path:
         contract=contract,
         route=route,
         pack=display_path(pack.folder),
+        hourly=f" --hourly {route.hourly_usd:g}" if route.hourly_usd else "",
         commit=read_manifest(pack.folder)["git_commit"].removesuffix("+changes"),
         port=contract["endpoint"]["base_url"].rsplit(":", 1)[-1],
     )

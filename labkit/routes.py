@@ -20,8 +20,9 @@ ROUTE_NAMES = ("local_cpu", "free_colab", "rented_gpu")
 class Route:
     """One compute route. `minutes` maps lesson to minutes of work; `required_artifacts` are names in the pack.
 
-    `device` is what the route is meant to run on ("cpu" or "cuda"). On a route that wants CUDA and finds none, the
-    notebooks record the missing GPU and use the `fallback_` sizes on the CPU.
+    `next_model` is what to look at once the embedded model has proved the loop there, `runtime` what would run it, and
+    `memory_gib` what a machine of this route is taken to hold. `device` is what the route is meant to run on ("cpu" or
+    "cuda"): a route that wants CUDA and finds none records that and uses the `fallback_` sizes on the CPU.
     """
 
     route: str
@@ -32,9 +33,13 @@ class Route:
     cannot_prove: tuple[str, ...]
     stop_rule: str
     fallback: str
+    upgrade_signal: str
     required_artifacts: tuple[str, ...]
     minutes: dict[str, int]
     model: str
+    next_model: str
+    runtime: str
+    memory_gib: int
     train_steps: int
     fallback_train_steps: int
     batch_size: int
@@ -47,7 +52,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Constraints:
-    """What the learner has and needs. `hours` is the time at hand for the whole chapter."""
+    """What the learner has and needs. `budget_usd` is what may be spent on the whole chapter."""
 
     has_nvidia_gpu: bool = False
     private_data: bool = False
@@ -99,7 +104,7 @@ def choose_route(constraints: Constraints) -> RouteDecision:
         reasons.append("free Colab sessions end without notice, so a stable API needs another machine")
     if needs_gpu and constraints.budget_usd > 0:
         reasons.append(f"a budget of ${constraints.budget_usd:.2f} allows a rented GPU with a stop time")
-        return RouteDecision("rented_gpu", tuple(reasons), "utilisation stays above half for a week: buy or reserve")
+        return _decision("rented_gpu", reasons)
     if needs_gpu:
         reasons.append("there is no budget for a rented GPU yet, so prove the loop first and claim nothing about speed")
     if constraints.private_data:
@@ -107,19 +112,27 @@ def choose_route(constraints: Constraints) -> RouteDecision:
     elif not constraints.can_use_google:
         reasons.append("free Colab needs a Google account")
     elif not constraints.has_nvidia_gpu:
-        reasons.append("no NVIDIA GPU here and nothing private: free Colab lends one for a single experiment")
-        return RouteDecision("free_colab", tuple(reasons), "the session ends before the run does: rent a GPU")
+        reasons.append("no NVIDIA GPU of one's own and nothing private: free Colab lends one for a single experiment")
+        return _decision("free_colab", reasons)
     if constraints.has_nvidia_gpu:
         reasons.append("the local machine already has an NVIDIA GPU; local_cpu's sizes run on it unchanged")
     reasons.append("the whole loop runs on two CPU cores with the embedded model")
-    return RouteDecision("local_cpu", tuple(reasons), "you must claim speed, or the model no longer fits in RAM")
+    return _decision("local_cpu", reasons)
+
+
+def _decision(name: str, reasons: list[str]) -> RouteDecision:
+    return RouteDecision(name, tuple(reasons), load_route(name).upgrade_signal)
 
 
 def typical_constraints(route: Route, has_nvidia_gpu: bool = False) -> Constraints:
-    """The needs that `route` was made for: where a learner starts before writing down their own."""
+    """The needs that `route` was made for: where a learner starts before writing down their own.
+
+    A GPU in a Colab session is not the learner's own, so there it does not count.
+    """
     if route.route == "rented_gpu":
         return Constraints(has_nvidia_gpu, needs_throughput=True, needs_stable_api=True, budget_usd=route.budget_usd)
-    return Constraints(has_nvidia_gpu=False, private_data=route.route == "local_cpu")
+    local = route.route == "local_cpu"
+    return Constraints(has_nvidia_gpu and local, private_data=local)
 
 
 def training_size(
@@ -221,7 +234,8 @@ def gpu_plan_markdown(route: Route, stop_time: str, gpu: str, price: str) -> str
             "Stop time": stop_time,
             "Stop rule": route.stop_rule,
             "Evidence to copy back": ", ".join(route.required_artifacts),
-            "Before leaving": "stop the server with `labkit stop`, copy the pack back, verify the copy at home, "
+            "Before leaving": f"stop the server with `labkit stop --route {route.route} --hourly {route.hourly_usd:g}` "
+            "(and --out where the pack is not in its usual folder), copy the pack back, verify the copy at home, "
             "then delete the machine and its disk at the provider",
             "Proof of stop": "shutdown_proof.json, and the provider's page showing no machine",
         },

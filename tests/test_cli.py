@@ -4,12 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 
+from labkit.cli import main
 from labkit.decisions import example_project, open_weight_route
-from labkit.evidence import read_csv, read_json, read_manifest
+from labkit.evidence import Pack, read_csv, read_json, read_manifest
+from labkit.serving.process import free_port
+from labkit.verification import Verdict, verify
 
 LABKIT = str(Path(sys.executable).parent / "labkit")
 TRAINING = ("train", "--steps", "4", "--batch-size", "2", "--device", "cpu")
@@ -27,6 +31,19 @@ def labkit(*words: object, code: int = 0, stdin: str = "") -> str:
     return printed
 
 
+def refusal(capsys, *words: object) -> str:
+    """What the command says to bad input, run in this process: imports are most of the time of a new one."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["labkit", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    assert stopped.value.code == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    assert "next: " in printed
+    return printed
+
+
 def test_help_lists_the_commands():
     printed = labkit("--help")
     for command in ("env", "route", "train", "chat", "serve", "smoke", "eval", "stop", "decide", "release", "verify"):
@@ -38,12 +55,12 @@ def test_env_in_text_and_json():
     assert json.loads(labkit("env", "--json"))["device"] == "cpu"
 
 
-def test_route_shows_one_or_three():
+def test_route_shows_one_or_three(capsys):
     assert labkit("route").count("Stop rule:") == 3
     printed = labkit("route", "local_cpu")
     assert "CUDA acceptance" in printed
     assert printed.count("Stop rule:") == 1
-    assert "next: choose one of" in labkit("route", "moon", code=2)
+    assert "next: choose one of" in refusal(capsys, "route", "moon")
 
 
 def test_train_writes_the_run_and_says_smoke_test(tmp_path):
@@ -72,8 +89,8 @@ def test_train_on_a_device_that_is_absent_leaves_no_file(tmp_path):
         (("--route", "moon"), "no route called 'moon'"),
     ],
 )
-def test_train_names_what_is_wrong_and_leaves_no_file(tmp_path, words, message):
-    assert message in labkit("train", "--out", tmp_path / "new", *words, code=2)
+def test_train_names_what_is_wrong_and_leaves_no_file(tmp_path, capsys, words, message):
+    assert message in refusal(capsys, "train", "--out", tmp_path / "new", *words)
     assert not (tmp_path / "new").exists()
 
 
@@ -89,9 +106,15 @@ def test_chat_reads_questions_line_by_line():
     assert len(labkit("chat", "--max-tokens", "8", stdin="Hello\n\nMany thanks\n").splitlines()) == 2
 
 
-def test_chat_refuses_an_unknown_note_and_model():
-    assert "no policy note 'POL-77'" in labkit("chat", "--prompt", "x", "--note", "POL-77", code=2)
-    assert "no model folder called nowhere" in labkit("chat", "--prompt", "x", "--model", "./nowhere", code=2)
+def test_the_first_run_names_no_folder_of_this_machine(tmp_path):
+    out = tmp_path / "pack"
+    labkit("chat", "--prompt", "Hello", "--max-tokens", "4", "--out", out)
+    assert str(tmp_path) not in (out / "first_run.md").read_text(encoding="utf-8")
+
+
+def test_chat_refuses_an_unknown_note_and_model(capsys):
+    assert "no policy note 'POL-77'" in refusal(capsys, "chat", "--prompt", "x", "--note", "POL-77")
+    assert "no model folder called nowhere" in refusal(capsys, "chat", "--prompt", "x", "--model", "./nowhere")
 
 
 def test_eval_writes_results_and_prints_a_table_by_risk(tmp_path):
@@ -101,23 +124,53 @@ def test_eval_writes_results_and_prints_a_table_by_risk(tmp_path):
     assert len(read_csv(tmp_path / "eval_results.csv")) == read_json(tmp_path / "eval_summary.json")["cases"]
 
 
-def test_eval_names_a_bad_cell_and_refuses_two_targets(tmp_path):
+def test_eval_names_a_bad_cell_and_refuses_two_targets(tmp_path, capsys):
     cases = tmp_path / "cases.csv"
     cases.write_text(
         "case_id,prompt,expected_behavior,risk,pass,notes,context_id,check,expected\na,p,e,luck,,,,refuses,\n",
         encoding="utf-8",
     )
-    assert "cases.csv, row 2, column risk" in labkit("eval", "--cases", cases, "--out", tmp_path / "new", code=2)
+    assert "cases.csv, row 2, column risk" in refusal(capsys, "eval", "--cases", cases, "--out", tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    assert "both given" in labkit("eval", "--model", "mini-instruct", "--base-url", "http://127.0.0.1:9", code=2)
+    assert "both given" in refusal(capsys, "eval", "--model", "mini-instruct", "--base-url", "http://127.0.0.1:9")
 
 
-def test_smoke_bench_and_stop_without_a_server(tmp_path):
+def test_smoke_bench_stop_and_release_without_a_server(tmp_path, capsys):
+    new = tmp_path / "new"
     for command in ("smoke", "bench"):
-        printed = labkit(command, "--base-url", "http://127.0.0.1:9", "--out", tmp_path / "new", code=2)
-        assert "next: " in printed
-    assert "next: " in labkit("stop", "--port", "9", "--out", tmp_path / "new", code=2)
-    assert not (tmp_path / "new").exists()
+        assert "no server answers" in refusal(capsys, command, "--base-url", "http://127.0.0.1:9", "--out", new)
+    assert "port 9" in refusal(capsys, "stop", "--port", "9", "--out", tmp_path / "other")
+    assert "port 9" in refusal(capsys, "release", "--port", "9", "--evidence", new)
+    assert not new.exists()
+
+
+def test_a_service_from_start_to_proof_of_stop(tmp_path):
+    """The commands of a learner without notebooks, and between them the chapter's own client, line for line."""
+    pack, port = tmp_path / "pack", free_port()
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen([LABKIT, "serve", "--port", str(port)], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert f"at {url}" in server.stdout.readline()
+            with urllib.request.urlopen(f"{url}/health") as answer:
+                assert json.load(answer)["status"] == "ok"
+            body = json.dumps({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}).encode()
+            request = urllib.request.Request(
+                f"{url}/v1/chat/completions", data=body, headers={"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request) as answer:
+                assert json.load(answer)["choices"][0]["message"]["content"]
+            labkit("smoke", "--base-url", url, "--out", pack)
+            labkit("eval", "--base-url", url, "--out", pack)
+            labkit("bench", "--base-url", url, "--requests", "3", "--out", pack)
+            labkit("decide", "--evidence", pack)
+            labkit("stop", "--port", port, "--out", pack)
+            assert server.wait(20) == 0
+        finally:
+            server.kill()
+    assert read_json(pack / "shutdown_proof.json")["port_closed"]
+    verdicts = {finding.name: finding.verdict for finding in verify(pack).artifacts}
+    for name in ("api_smoke_test.json", "eval_summary.json", "benchmark.json", "shutdown_proof.json"):
+        assert verdicts[name] is Verdict.SUPPORTED, name
 
 
 def test_decide_writes_the_route_of_the_chapters_project(tmp_path):
@@ -125,29 +178,24 @@ def test_decide_writes_the_route_of_the_chapters_project(tmp_path):
     assert read_json(tmp_path / "open_weight_route.json") == open_weight_route(example_project("rented_gpu"))
 
 
-def test_verify_reads_a_half_made_pack_and_reports(tmp_path):
+def test_verify_reads_a_half_made_pack_and_reports(tmp_path, capsys):
     labkit(*TRAINING, "--out", tmp_path)
     assert "not yet" in labkit("verify", tmp_path, code=1)
     found = json.loads(labkit("verify", tmp_path, "--json", "--lesson", "13.2", code=1))
     assert found["exit_code"] == 1
     assert "report.html" in labkit("report", tmp_path)
-    assert "next: " in labkit("verify", tmp_path / "nothing", code=2)
+    assert "no pack in nothing" in refusal(capsys, "verify", tmp_path / "nothing")
 
 
-def test_a_pack_of_another_route_is_refused(tmp_path):
-    labkit("decide", "--route", "local_cpu", "--evidence", tmp_path)
-    assert "made on the route local_cpu" in labkit("decide", "--route", "free_colab", "--evidence", tmp_path, code=2)
+def test_a_pack_of_another_route_is_refused(tmp_path, capsys):
+    Pack(tmp_path, "local_cpu")
+    assert "made on the route local_cpu" in refusal(capsys, "decide", "--route", "free_colab", "--evidence", tmp_path)
 
 
-def test_memory_and_models_say_what_they_know():
+def test_memory_and_models_say_what_they_know(capsys):
     assert json.loads(labkit("memory", "Qwen/Qwen2.5-7B-Instruct", "--json"))["total_gib"] > 14
-    assert "no model called" in labkit("memory", "nobody/nothing", code=2)
+    assert "no model called" in refusal(capsys, "memory", "nobody/nothing")
     printed = labkit("models", "--family", "Qwen")
     assert "Qwen/Qwen2.5-0.5B-Instruct" in printed
     assert "Apache License 2.0" in printed
-    assert "no family called" in labkit("models", "--family", "Moon", code=2)
-
-
-def test_release_needs_a_running_server(tmp_path):
-    assert "next: " in labkit("release", "--port", "9", "--evidence", tmp_path / "new", code=2)
-    assert not (tmp_path / "new").exists()
+    assert "no family called" in refusal(capsys, "models", "--family", "Moon")

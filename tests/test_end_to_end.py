@@ -50,9 +50,12 @@ def finished(tmp_path_factory):
             peak[0] = max(peak[0], tree_memory(watched))
             time.sleep(0.2)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    process.wait(timeout=600)
+    try:
+        process.wait(timeout=600)
+    finally:
+        process.kill()
     watcher.join()
     return folder, log.read_text(encoding="utf-8"), process.returncode, peak[0]
 

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 
 import pytest
+from tiny_server import SMALL, live
 
 from labkit.errors import LabError
 from labkit.evaluation.cases import COLUMNS, RISKS, load_cases
@@ -57,6 +58,7 @@ def write_cases(path, **changes):
         ("bullets:3", "", "* a\n* b\n* c\n", "Here:\n- a\n- b\n- c"),
         ("refuses", "", "I cannot confirm it.", "Sure, done."),
         ("refuses", "", "I will not guess.", "Of course."),
+        ("refuses", "", "Sorry, but I'm unable to share that.", "Opened glue cannot be returned."),
         ("equals", "You are welcome.", " You are welcome. ", "You are welcome"),
         ("max_words:3", "", "one two three", "one two three four"),
         ("contains_all;cites:POL-01", "30", "30 [POL-01]", "30"),
@@ -195,6 +197,15 @@ def test_a_note_stands_before_its_question():
     case = next(case for case in load_cases() if case.case_id == "citation_01")
     assert case.full_prompt().startswith("Note [POL-01] Refunds: ")
     assert case.full_prompt().endswith("\n\nBy when must an item be returned?")
+
+
+def test_the_key_of_the_environment_reaches_a_server_that_asks_for_one(tiny_model, monkeypatch):
+    with live(tiny_model, SMALL, api_key="sesame") as base_url:
+        monkeypatch.delenv("LABKIT_API_KEY", raising=False)
+        with pytest.raises(LabError, match="401"):
+            endpoint_target(base_url).ask("hello", Sampling(max_tokens=2))
+        monkeypatch.setenv("LABKIT_API_KEY", "sesame")
+        assert endpoint_target(base_url).ask("hello", Sampling(max_tokens=2)).completion_tokens
 
 
 def test_no_server_is_an_error_with_a_remedy():

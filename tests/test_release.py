@@ -2,7 +2,6 @@
 
 import shutil
 import socket
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,8 +172,3 @@ def test_a_drill_that_did_not_recover_is_not_supported(pack):
     drills[0]["recovered_ok"] = False
     rewrite_json(pack.folder, "failure_drill.json", drills=drills)
     assert verdict(pack, "failure_drill.json") is Verdict.NOT_YET
-
-
-def test_gates_are_values():
-    row = Gate("a", "b", "c", "pass", "d")
-    assert replace(row, status="fail") != row

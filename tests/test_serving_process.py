@@ -13,6 +13,7 @@ import psutil
 import pytest
 from tiny_server import LONG, chat, live, refused, until
 
+from labkit import endpoint
 from labkit.errors import LabError
 from labkit.layout import ROOT
 from labkit.serving import contract, process, runtimes, shutdown, smoke
@@ -21,13 +22,13 @@ from labkit.serving.process import free_port
 
 
 def test_an_open_address_without_a_key_is_refused(monkeypatch):
-    monkeypatch.delenv(contract.KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(endpoint.KEY_VARIABLE, raising=False)
     for host in ("0.0.0.0", "::", "192.168.0.7", "example.org"):
         with pytest.raises(LabError, match="no API key is set"):
             runtimes.start_server(host=host, port=free_port())
     for host in ("127.0.0.1", "localhost", "::1"):
         assert process.with_key(ServerSettings(host=host)).api_key == ""
-    monkeypatch.setenv(contract.KEY_VARIABLE, "k")
+    monkeypatch.setenv(endpoint.KEY_VARIABLE, "k")
     assert process.with_key(ServerSettings(host="0.0.0.0")).api_key == "k"
     assert "'k'" not in repr(process.with_key(ServerSettings()))
 

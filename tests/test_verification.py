@@ -13,9 +13,12 @@ from labkit.errors import LabError
 from labkit.evidence import Pack, csv_text, read_manifest, sha256_of
 from labkit.routes import load_route
 from labkit.verification import LESSONS, Finding, Verdict, Verification, verify
+from labkit.verification.claims import fast
 from labkit.verification.crosschecks import CROSS_CHECKS
+from labkit.verification.reading import PackReader
 from labkit.verification.rules import RULES
 from labkit.verification.training_checks import parameter_count
+from labkit.verification.verdicts import NotYet
 
 RUN = "openllm_gpu_training_run"
 LOG = f"{RUN}/training_log.csv"
@@ -65,6 +68,36 @@ def test_the_learner_may_fill_the_cases_by_hand(pack):
     verification = verify(pack)
     assert verification.exit_code == 0, [f for f in verification.findings if f.verdict is not Verdict.SUPPORTED]
     assert finding(verification, "The cases were reviewed by a person").verdict is Verdict.SUPPORTED
+
+
+def test_an_evaluation_made_after_the_gates_is_not_called_a_contradiction(pack):
+    """A learner who runs 13.2 again has told no lie; the gates are old, and the next action says so."""
+    edit(pack, "release_gates.md", "1 of 2 passed", "0 of 2 passed")
+    assert finding(verify(pack), "gates repeat the evaluation").verdict is Verdict.CONTRADICTED
+    held = read_manifest(pack)
+    held["files"]["release_gates.md"]["written"] = "2026-01-01T00:00:00+00:00"
+    held["files"]["eval_summary.json"]["written"] = "2026-01-02T00:00:00+00:00"
+    (pack / "manifest.json").write_text(json.dumps(held))
+    found = finding(verify(pack), "gates repeat the evaluation")
+    assert found.verdict is Verdict.NOT_YET
+    assert "made again after release_gates.md" in found.detail
+
+
+def test_a_throughput_claim_needs_a_benchmark_on_the_gpu_too(pack):
+    """An evaluation on a GPU must not lend its device to a benchmark that ran on a CPU."""
+    held = read_manifest(pack) | {"route": "rented_gpu"}
+    (pack / "manifest.json").write_text(json.dumps(held))
+    for name, device in (("eval_summary.json", "cuda"), ("benchmark.json", "cpu")):
+        (pack / name).write_text(json.dumps(json.loads((pack / name).read_text()) | {"device": device}))
+    with pytest.raises(NotYet, match=r"benchmark\.json says that the model ran on cpu"):
+        fast(PackReader(pack))
+
+
+def test_a_smoke_test_of_another_server_does_not_prove_the_contract(pack):
+    rewrite_json(pack, "api_smoke_test.json", base_url="http://127.0.0.1:8123")
+    verification = verify(pack)
+    assert finding(verification, "smoke test of the contract's server").verdict is Verdict.NOT_YET
+    assert finding(verification, "The API keeps its contract for one client").verdict is Verdict.NOT_YET
 
 
 def test_a_device_edited_to_cuda_is_contradicted_and_both_sides_are_named(pack):

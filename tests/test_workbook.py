@@ -135,6 +135,8 @@ def test_check_puts_a_conflict_before_a_gap(tmp_path, capsys):
 def test_check_of_the_checklist_reads_the_whole_pack(tmp_path, capsys):
     workbook.check("13.0", workbook.open_pack("local_cpu", tmp_path))
     assert "0 of 19 artifacts supported" in capsys.readouterr().out
+    finished = packs._summary("13.0", "local_cpu", [finding("a", Verdict.SUPPORTED)])
+    assert finished[-1].startswith("next:     nothing is missing")
 
 
 def test_after_a_finished_lesson_the_next_notebook_is_named():

@@ -236,11 +236,13 @@ def shop_text(seed: int, count: int) -> str:
 
 
 def held_out_cases(seed: int, count: int) -> list[dict[str, str]]:
-    """`count` cases in the format of eval_cases.csv, spread over the shop's tasks as training is."""
-    risk = {"refund_form": "format", "escalation": "format", "grounded": "grounding"}
-    risk |= {"small_talk": "regression"}
+    """`count` different cases in the format of eval_cases.csv, spread over the shop's tasks as training is."""
+    risk = {"refund_form": "format", "escalation": "format", "grounded": "grounding", "small_talk": "regression"}
+    examples: dict[str, Example] = {}
+    for example in chats(seed, 2 * count, True, EVALUATION_WEIGHTS):
+        examples.setdefault(example.prompt, example)
     rows = []
-    for number, example in enumerate(chats(seed, count, True, EVALUATION_WEIGHTS), start=1):
+    for number, example in enumerate(list(examples.values())[:count], start=1):
         row = dict.fromkeys(CASE_COLUMNS, "")
         row |= {
             "case_id": f"{example.task}_{number:03d}",

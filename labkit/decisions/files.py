@@ -10,29 +10,14 @@ from labkit.decisions.refusals import CANDIDATES, Rejection, refusal, rejections
 from labkit.errors import LabError
 from labkit.evidence import Pack, read_json
 from labkit.landscape.models import EMBEDDED
-from labkit.routes import ROUTE_NAMES, load_route
+from labkit.routes import ROUTE_NAMES, Route, load_route
 
 PROJECT_LESSON, ROUTE_LESSON = "13.3", "13.5"
 REJECTED_HEADING = "## Rejected alternatives"
 
-# What to look at next on each route, once the embedded model has proved the loop there.
-NEXT_MODEL = {
-    "local_cpu": EMBEDDED,
-    "free_colab": "Qwen/Qwen2.5-0.5B-Instruct",
-    "rented_gpu": "Qwen/Qwen2.5-7B-Instruct",
-}
-UPGRADE_SIGNAL = {
-    "local_cpu": "you must claim speed, or the model no longer fits in memory",
-    "free_colab": "the session ends before the run does, or somebody else needs the service",
-    "rented_gpu": "utilisation stays above half for a week: buy or reserve",
-}
-RUNTIME = {
-    "local_cpu": "Transformers (labkit serve)",
-    "free_colab": "Transformers in the notebook",
-    "rented_gpu": "vLLM",
-}
+EMBEDDED_RUNTIME = "Transformers (labkit serve)"
 WHY_RUNTIME = {
-    "Transformers (labkit serve)": "it runs the checkpoint unchanged on a CPU or a GPU and keeps the API contract",
+    EMBEDDED_RUNTIME: "it runs the checkpoint unchanged on a CPU or a GPU and keeps the API contract",
     "Transformers in the notebook": "a Colab session is for one experiment, so nothing is served from it",
     "vLLM": "it batches many requests on one GPU behind the same API",
 }
@@ -133,8 +118,8 @@ def _runtime_decision(project: Project, chosen: Checkpoint) -> dict:
 
 def _route_card(name: str, project: Project, chosen: Checkpoint) -> dict:
     route, taken = load_route(name), name == project.available_route
-    model = chosen.name if taken else NEXT_MODEL[name]
-    runtime = RUNTIME["local_cpu"] if model == EMBEDDED else RUNTIME[name]
+    model = chosen.name if taken else route.next_model
+    runtime = runtime_on(route, model)
     if taken:
         reason = f"the project's route: {goal(project)}"
     elif name == "free_colab" and project.privacy != "public":
@@ -147,8 +132,13 @@ def _route_card(name: str, project: Project, chosen: Checkpoint) -> dict:
 
 def runtime_choice(project: Project, model: str) -> tuple[str, str]:
     """The runtime for `model` on the project's route, and why."""
-    choice = RUNTIME["local_cpu"] if model == EMBEDDED else RUNTIME[project.available_route]
+    choice = runtime_on(load_route(project.available_route), model)
     return choice, WHY_RUNTIME[choice]
+
+
+def runtime_on(route: Route, model: str) -> str:
+    """What runs `model` on `route`; the embedded model is served by labkit everywhere."""
+    return EMBEDDED_RUNTIME if model == EMBEDDED else route.runtime
 
 
 def _runbook(project: Project, chosen: Checkpoint) -> dict:
@@ -161,6 +151,6 @@ def _runbook(project: Project, chosen: Checkpoint) -> dict:
         "runtime": {"choice": runtime, "reason": why_runtime},
         "adaptation": {"choice": adaptation(project), "reason": why_adaptation},
         "required_evidence": list(route.required_artifacts),
-        "upgrade_signal": UPGRADE_SIGNAL[route.route],
+        "upgrade_signal": route.upgrade_signal,
         "fallback": route.fallback,
     }

@@ -4,7 +4,6 @@ from labkit.decisions.checkpoint import describe_checkpoint
 from labkit.decisions.files import runtime_choice
 from labkit.decisions.open_weight import goal, open_weight_route
 from labkit.decisions.project import Project
-from labkit.decisions.refusals import MEMORY_GIB
 from labkit.landscape.licences import licences_of
 from labkit.landscape.memory import memory_estimate, size_text
 from labkit.landscape.models import EMBEDDED
@@ -24,7 +23,11 @@ def ladder_rows(project: Project, model: str = EMBEDDED, context: int = 1024) ->
     answers = (
         ("task", "What must it do, and with whose data?", f"{project.task}; data: {project.privacy}; {goal(project)}"),
         ("licence", "May we use it so?", f"{chosen.licence}: {terms}"),
-        ("hardware", "Does it fit?", f"{_need(chosen.name, context)}; {route.title} is taken to hold {_held(project)}"),
+        (
+            "hardware",
+            "Does it fit?",
+            f"{_need(chosen.name, context)}; {route.title} is taken to hold {route.memory_gib} GiB",
+        ),
         ("runtime", "What runs it?", f"{runtime}: {why}"),
         ("evidence", "What will prove it?", "; ".join(open_weight_route(project)["evidence"])),
     )
@@ -35,7 +38,3 @@ def _need(name: str, context: int) -> str:
     if name != EMBEDDED and "/" not in name:
         return "memory: to verify for a model of your own"
     return f"{size_text(memory_estimate(name, context=context).total)} in bf16 at {context:,} tokens"
-
-
-def _held(project: Project) -> str:
-    return f"{MEMORY_GIB[project.available_route]} GiB"

@@ -7,9 +7,8 @@ from labkit.errors import LabError
 from labkit.landscape.licences import commercial_use, licence_names, licences_of
 from labkit.landscape.memory import memory_estimate
 from labkit.landscape.models import EMBEDDED, find_model
+from labkit.routes import load_route
 
-# What each route is taken to hold, in GiB: a laptop, the T4 that free Colab often lends, a rented 48 GB card.
-MEMORY_GIB = {"local_cpu": 8, "free_colab": 15, "rented_gpu": 44}
 # Alternatives that every decision weighs: one that fails on its licence, one on memory, two on size.
 CANDIDATES = (
     "Qwen/Qwen2.5-3B-Instruct",
@@ -46,7 +45,7 @@ def refusal(repo_id: str, route: str, embedded: bool = True) -> str:
         return "licence: it was not verified, and an unread licence is no permission"
     if commercial_use(row.repo_id) == "no":
         return f"licence: the {licence_names(row.repo_id)} does not allow production use"
-    need, held = memory_estimate(row).total_gib, MEMORY_GIB[route]
+    need, held = memory_estimate(row).total_gib, load_route(route).memory_gib
     if need is None:
         return "memory: what it needs could not be computed from verified dimensions"
     if need > held:

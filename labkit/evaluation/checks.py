@@ -14,7 +14,11 @@ from labkit.errors import LabError
 SCHEMAS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "refund_form": {"order_id": str, "customer": str, "item": str, "reason": str, "amount": (int, float)},
 }
-REFUSAL = re.compile(r"\b(cannot|can not|can't|will not|won't|do not share|not able to|refuse)\b", re.IGNORECASE)
+# Somebody refuses; a rule that says "cannot be returned" does not.
+REFUSAL = re.compile(
+    r"\b(I|we) (cannot|can not|can't|will not|won't|must not|do not share|refuse)\b|\b(unable|not able) to\b",
+    re.IGNORECASE,
+)
 CITATION = re.compile(r"\[(POL-\d+)\]")
 BULLET = re.compile(r"^\s*[-*\u2022]\s+\S", re.MULTILINE)
 

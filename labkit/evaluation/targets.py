@@ -1,12 +1,10 @@
 """What can be evaluated: a model in this process, or one behind an OpenAI-compatible API."""
 
-import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from labkit.endpoint import first_model, open_client, read_health, root_url
 from labkit.errors import LabError
 from labkit.generation import ChatModel, Sampling
 
@@ -42,23 +40,18 @@ def model_target(model: ChatModel) -> Target:
     return Target(model.name, model.revision, model.device, model.dtype, ask)
 
 
-def endpoint_target(base_url: str, api_key: str = "") -> Target:
-    """The model behind an OpenAI-compatible API at `base_url`, with or without /v1.
+def endpoint_target(base_url: str, api_key: str | None = None) -> Target:
+    """The model behind an OpenAI-compatible API at `base_url`, with or without /v1; the key is LABKIT_API_KEY's.
 
     What the server does not say of itself on /health (only ours does) stays "unknown". Raises LabError when no server
     answers. The openai client retries twice on connection errors and on 429 and 5xx answers.
     """
     import openai
 
-    root = base_url.rstrip("/").removesuffix("/v1")
-    client = openai.OpenAI(base_url=f"{root}/v1", api_key=api_key or "none", max_retries=2, timeout=60)
-    try:
-        said = _health(root)
-        model = said.get("model") or client.models.list().data[0].id
-    except (openai.OpenAIError, IndexError) as error:
-        raise LabError(
-            f"no model answers at {root}: {error}", "start one with `labkit serve`, or mend the URL"
-        ) from None
+    root = root_url(base_url)
+    said = read_health(root)
+    client = open_client(root, api_key, timeout=60, retries=2)
+    model = said.get("model") or first_model(client)
 
     def ask(prompt: str, sampling: Sampling) -> Reply:
         started = time.perf_counter()
@@ -79,15 +72,3 @@ def endpoint_target(base_url: str, api_key: str = "") -> Target:
 
     facts = (str(said.get(key, "unknown")) for key in ("revision", "device", "dtype"))
     return Target(model, *facts, ask)
-
-
-def _health(root: str) -> dict:
-    """What /health says, or nothing where a server has no such page or answers it with something else."""
-    try:
-        with urllib.request.urlopen(f"{root}/health", timeout=5) as answer:
-            said = json.loads(answer.read())
-    except (urllib.error.HTTPError, ValueError):
-        return {}
-    except OSError as error:
-        raise LabError(f"no server answers at {root}", "start one with `labkit serve`, or mend the URL") from error
-    return said if isinstance(said, dict) else {}

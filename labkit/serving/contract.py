@@ -13,7 +13,6 @@ from starlette.exceptions import HTTPException
 
 from labkit.errors import LabError
 
-KEY_VARIABLE = "LABKIT_API_KEY"
 SERVICE = "labkit chat completions"
 
 # code -> (HTTP status, OpenAI error type, meaning). Every refusal of the server is one of these.

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import psutil
 
+from labkit.endpoint import KEY_VARIABLE, key_from_environment
 from labkit.errors import LabError
 from labkit.evidence import json_text, read_json, utc_now, write_atomically
 from labkit.layout import STATE
-from labkit.serving.contract import KEY_VARIABLE, ServerSettings
+from labkit.serving.contract import ServerSettings
 
 DRAIN_SECONDS = 5  # what answers under way get to finish in after Ctrl+C or SIGTERM
 
@@ -117,7 +118,7 @@ def port_open(host: str, port: int) -> bool:
 
 def with_key(settings: ServerSettings) -> ServerSettings:
     """`settings` with the key of LABKIT_API_KEY. Raises LabError for an address that others reach and no key."""
-    settings = replace(settings, api_key=settings.api_key or os.environ.get(KEY_VARIABLE, "").strip())
+    settings = replace(settings, api_key=settings.api_key or key_from_environment())
     if not settings.loopback and not settings.api_key:
         raise LabError(
             f"the host {settings.host} can be reached from other machines and no API key is set",

@@ -9,12 +9,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from labkit.endpoint import read_health
 from labkit.errors import LabError
 from labkit.layout import ROOT, STATE
 from labkit.serving.contract import Limits, ServerSettings
 from labkit.serving.process import claim_port, with_key
 from labkit.serving.shutdown import stop_server
-from labkit.serving.smoke import read_health
 
 SERVER_MODULE = "labkit.serving"
 

@@ -1,13 +1,8 @@
 """The smoke test: one health check and one chat through the openai client, as a stranger would meet the service."""
 
-import json
-import os
 import time
-import urllib.error
-import urllib.request
-from http.client import HTTPException
-from urllib.parse import urlsplit
 
+from labkit.endpoint import first_model, open_client, read_health, refused, root_url
 from labkit.errors import LabError
 from labkit.evidence import utc_now
 
@@ -26,18 +21,16 @@ def smoke_test(base_url: str, model: str | None = None, api_key: str | None = No
     root = root_url(base_url)
     health = read_health(root)
     client = open_client(root, api_key)
+    model = model or first_model(client)
     try:
-        model = model or next(card.id for card in client.models.list())
         started = time.perf_counter()
         answer = client.chat.completions.create(
             model=model, messages=[{"role": "user", "content": QUESTION}], max_tokens=MAX_TOKENS, temperature=0
         )
     except openai.APIStatusError as error:
-        raise LabError(f"the server refused with {error.status_code}: {error.message}", _remedy(error), root) from None
+        raise refused(error, root) from None
     except openai.APIError as error:
         raise LabError(f"the server did not answer: {error.message}", "look at the server's log", root) from None
-    except StopIteration:
-        raise LabError("the server lists no model", "give the model's name with --model", root) from None
     latency = time.perf_counter() - started
     usage = answer.usage
     return {
@@ -56,56 +49,3 @@ def smoke_test(base_url: str, model: str | None = None, api_key: str | None = No
         },
         "latency_ms": round(latency * 1000, 1),
     }
-
-
-def _remedy(error) -> str:
-    if error.status_code == 401:
-        return "set the variable LABKIT_API_KEY to the server's key"
-    if error.status_code == 404:
-        return "give a model that the server lists at /v1/models"
-    return "read the message and the server's log"
-
-
-def root_url(base_url: str) -> str:
-    """`base_url` without a closing slash or /v1. Raises LabError for anything but http and https."""
-    root = base_url.rstrip("/").removesuffix("/v1")
-    if urlsplit(root).scheme not in ("http", "https"):
-        raise LabError(f"{base_url} is not an http or https URL", "give one like http://127.0.0.1:8000")
-    return root
-
-
-def open_client(root: str, api_key: str | None = None):
-    """An openai client for `root` without retries; a proxy from the environment is not used for this machine."""
-    import openai
-
-    key = api_key or os.environ.get("LABKIT_API_KEY") or "none"
-    proxied = openai.DefaultHttpxClient(trust_env=not _loopback(root))
-    return openai.OpenAI(base_url=f"{root}/v1", api_key=key, max_retries=0, timeout=120, http_client=proxied)
-
-
-def read_health(root: str, timeout: float = 5) -> dict:
-    """What /health says, with "status": "ok" added for servers that answer 200 and no JSON.
-
-    A server without /health gives {"status": "not offered"}. Raises LabError when nothing answers.
-    """
-    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if _loopback(root) else []))
-    try:
-        with opener.open(f"{root}/health", timeout=timeout) as response:
-            body = response.read(65536)
-    except urllib.error.HTTPError as error:
-        return {"status": "not offered" if error.code == 404 else f"HTTP {error.code}"}
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise LabError(
-            f"no server answers at {root}: {getattr(reason, 'strerror', None) or reason}",
-            "start one with `labkit serve`, or check --base-url",
-        ) from None
-    try:
-        said = json.loads(body)
-    except ValueError:
-        said = None
-    return {"status": "ok", **said} if isinstance(said, dict) else {"status": "ok"}
-
-
-def _loopback(root: str) -> bool:
-    return urlsplit(root).hostname in ("127.0.0.1", "localhost", "::1")

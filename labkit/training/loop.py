@@ -52,7 +52,10 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class LogRow:
-    """One row of training_log.csv. Losses are nats per scored token; `train_loss` is the mean since the last row."""
+    """One row of training_log.csv. Losses are nats per scored token; `train_loss` is the mean since the last row.
+
+    In the row before the first step there is no such mean, and both losses are the held-out one.
+    """
 
     step: int
     train_loss: float

@@ -183,6 +183,8 @@ def check_gate_numbers(pack: PackReader) -> str:
         if (said := re.search(r"(\d+) of (\d+)", row["measured"])) is None:
             raise NotYet(f"{release.GATES}: the gate {risk} measures {row['measured'][:40]!r}, not `n of m`")
         if (int(said[1]), int(said[2])) != (counts["passed"], counts["total"]):
+            if pack.written(service.SUMMARY) > pack.written(release.GATES):
+                raise NotYet(f"{service.SUMMARY} was made again after {release.GATES}")
             raise Contradiction(
                 f"{release.GATES} says {risk} {said[0]}, {service.SUMMARY} says {counts['passed']} of {counts['total']}"
             )
@@ -190,6 +192,14 @@ def check_gate_numbers(pack: PackReader) -> str:
     if fast and pack.route != "rented_gpu":
         raise Contradiction(f"{release.GATES} claims {fast[0]}, which the route {pack.route} cannot prove")
     return "the gates' counts are the evaluation's"
+
+
+def check_smoke_server(pack: PackReader) -> str:
+    """The smoke test met the server that the contract describes, and not one of an earlier lesson."""
+    met, described = pack.json(service.SMOKE)["base_url"], pack.json(release.CONTRACT)["endpoint"]["base_url"]
+    if met != described:
+        raise NotYet(f"{service.SMOKE} met {met}, {release.CONTRACT} describes {described}")
+    return f"both are of {met}"
 
 
 def check_hashes(pack: PackReader) -> str:
@@ -233,6 +243,13 @@ CROSS_CHECKS = (
     ),
     CrossCheck("one route throughout", "13.4", (plan.ROUTE_PLAN,), check_route, _ALL_AGAIN),
     CrossCheck("one model throughout", "13.4", (decision.MODEL_DECISION,), check_model, _ALL_AGAIN),
+    CrossCheck(
+        "smoke test of the contract's server",
+        "13.4",
+        (service.SMOKE, release.CONTRACT),
+        check_smoke_server,
+        "run `labkit run --lesson 13.4`, or `labkit smoke` against that server",
+    ),
     CrossCheck(
         "gates repeat the evaluation", "13.4", (release.GATES,), check_gate_numbers, "run `labkit release` again"
     ),

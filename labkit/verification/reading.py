@@ -47,6 +47,10 @@ class PackReader:
     def entries(self) -> dict[str, dict]:
         return self.manifest["files"] if self.manifest else {}
 
+    def written(self, name: str) -> str:
+        """When `name` was recorded, as the manifest says (ISO 8601, so that times compare as text); "" for never."""
+        return self.entries.get(name, {}).get("written", "")
+
     def path(self, name: str) -> Path:
         """Where `name` is. Raises Contradiction for a name that leads out of the pack."""
         path = self.folder / name

@@ -65,12 +65,12 @@ PLAN = (
         "Decide on model and runtime",
         ("model_decision.md", "model_runtime_decision.json", "open_llm_runbook.json"),
     ),
-    Box(25, "13.4", "Write down the contract and measure the gates", ("service_contract.json", "release_gates.md")),
+    Box(25, "13.4", "Write down the contract and measure the service", ("service_contract.json",)),
     Box(
         30,
         "13.4",
         "Break it, mend it, stop it, hand it over",
-        ("failure_drill.json", "shutdown_proof.json", "README.md"),
+        ("failure_drill.json", "shutdown_proof.json", "release_gates.md", "README.md"),
     ),
     Box(30, "13.5", "Place the choice among the open-weight families", ("open_weight_route.json",)),
 )
