@@ -28,7 +28,7 @@ CASE_COLUMNS = ("case_id", "prompt", "expected_behavior", "risk", "pass", "notes
 # How often each task is drawn. Copying from a note into an answer is the hardest to learn, so it is drawn most.
 TASK_WEIGHTS = {
     "grounded": 40,
-    "refund_form": 28,
+    "refund_form": 24,
     "escalation": 12,
     "invented_rule": 8,
     "no_note": 8,
@@ -62,10 +62,11 @@ class Example:
 class Writer:
     """Fills the grammar's slots. With `held_out`, phrasings and names come from the entries kept from training."""
 
-    def __init__(self, seed: int, held_out: bool = False, weights: dict[str, int] = TASK_WEIGHTS):
+    def __init__(self, seed: int, held_out: bool = False, weights: dict[str, int] = TASK_WEIGHTS, wild: float = 0.3):
         self.rng = random.Random(seed)
         self.held_out = held_out
         self.weights = weights
+        self.wild = wild
 
     def example(self) -> Example:
         task = self.rng.choices(list(self.weights), self.weights.values())[0]
@@ -191,14 +192,18 @@ class Writer:
         return template.format(**words, material2=self._word("materials"), people=self._word("people"))
 
     def _made_up(self) -> str:
-        """A word of no language. It may hold any letters, so that in training every token is copied now and then."""
-        return "".join(self._piece_of_word() for _ in range(self.rng.randint(2, 4)))
+        """A word of no language: syllables, and in a `wild` share of the words any letters and slices of words.
+
+        Wild words make every token of the vocabulary be copied now and then; syllables alone are learned much sooner.
+        """
+        piece = self._piece_of_word if self.rng.random() < self.wild else self._syllable
+        return "".join(piece() for _ in range(self.rng.randint(2, 4)))
+
+    def _syllable(self) -> str:
+        return self.rng.choice(LEXICON["syllables"])
 
     def _piece_of_word(self) -> str:
-        draw = self.rng.random()
-        if draw < 0.4:
-            return self.rng.choice(LEXICON["syllables"])
-        if draw < 0.6:
+        if self.rng.random() < 0.3:
             return self.rng.choice(string.ascii_lowercase)
         word = self._lexicon_word().lower()
         start = self.rng.randrange(len(word) - 1)
@@ -214,8 +219,10 @@ class Writer:
         return self._word(key)
 
 
-def chats(seed: int, count: int, held_out: bool = False, weights: dict = TASK_WEIGHTS) -> Iterator[Example]:
-    writer = Writer(seed, held_out, weights)
+def chats(
+    seed: int, count: int, held_out: bool = False, weights: dict = TASK_WEIGHTS, wild: float = 0.3
+) -> Iterator[Example]:
+    writer = Writer(seed, held_out, weights, wild)
     for _ in range(count):
         yield writer.example()
 
@@ -223,7 +230,7 @@ def chats(seed: int, count: int, held_out: bool = False, weights: dict = TASK_WE
 def training_sets(seed: int = SEED, count: int = DOCUMENTS) -> dict[str, Iterator[Example]]:
     """Everything that the embedded model is trained on, by file name."""
     return {
-        "warm_up.jsonl": chats(seed + 50, count // 2, weights=WARM_UP_WEIGHTS),
+        "warm_up.jsonl": chats(seed + 50, count // 2, weights=WARM_UP_WEIGHTS, wild=0.0),
         "train.jsonl": chats(seed, count),
     }
 
