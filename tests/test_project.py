@@ -108,8 +108,8 @@ def test_import_and_help_load_nothing_heavy():
     assert "Usage" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("-c", "import labkit"), ("-c", "from labkit.cli import main")])
-def test_import_takes_well_under_half_a_second(arguments):
+@pytest.mark.parametrize("arguments", [("-c", "import labkit"), ("-m", "labkit.cli", "--help")])
+def test_import_and_help_take_well_under_half_a_second(arguments):
     run_python(*arguments)  # fills the byte-code cache
     assert min(run_python(*arguments)[1] for _ in range(3)) < 0.5
 
@@ -121,6 +121,12 @@ def test_every_command_of_the_readme_exists():
     assert {"run", "verify"} <= named
     for command in named:
         assert re.search(rf"\b{command}\b", done.stdout), command
+
+
+@pytest.mark.parametrize("words", [("check",), ("format", "--check")])
+def test_style_and_format(words):
+    done = subprocess.run([sys.executable, "-m", "ruff", *words, "."], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 # The Makefile and the files it needs
