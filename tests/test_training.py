@@ -223,6 +223,7 @@ def test_a_recipe_makes_a_model_that_transformers_loads(tmp_path):
   - {{train: chats.jsonl, settings: {settings}}}
   - {{train: chats.jsonl, settings: {settings}}}
 held_out: chats.jsonl
+tokenizer: chats.jsonl
 vocab_size: 280
 architecture: {{hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2}}
 """,

@@ -38,9 +38,29 @@ TASK_WEIGHTS = {
 }
 EVALUATION_WEIGHTS = TASK_WEIGHTS | {"echo": 0}  # a device of training and no task of the shop
 WARM_UP_WEIGHTS = TASK_WEIGHTS | {"echo": 300}  # mostly copying: what a model must be able to do before the rest helps
+# The last stage: forms full of words that no stage before it has shown.
+LATE_WEIGHTS = TASK_WEIGHTS | {"refund_form": 60}
 
 SEED, DOCUMENTS = 13, 70_000  # of the shipped weights
 WORD_KEYS = ("first_names", "last_names", "materials", "things", "flaws", "pieces", "weekdays", "substances")
+
+
+@dataclass(frozen=True)
+class Invented:
+    """How many of the copied words are of no language, so that a model must copy and cannot remember.
+
+    A `share` of the words in `slots` is invented, and a share `names` of the names; `wild` of them hold any letters and
+    slices of words, which makes every token be copied now and then. Syllables alone are learned much sooner.
+    """
+
+    wild: float = 0.3
+    share: float = 0.3
+    names: float = 0.6
+    slots: tuple[str, ...] = ("material", "thing", "piece")
+
+
+WARM_UP, MIXED = Invented(wild=0.0), Invented()
+LATE = Invented(wild=0.7, share=0.7, names=0.9, slots=("material", "thing", "piece", "flaw", "substance"))
 
 
 @dataclass(frozen=True)
@@ -62,11 +82,11 @@ class Example:
 class Writer:
     """Fills the grammar's slots. With `held_out`, phrasings and names come from the entries kept from training."""
 
-    def __init__(self, seed: int, held_out: bool = False, weights: dict[str, int] = TASK_WEIGHTS, wild: float = 0.3):
+    def __init__(self, seed: int, held_out: bool = False, weights: dict = TASK_WEIGHTS, invented: Invented = MIXED):
         self.rng = random.Random(seed)
         self.held_out = held_out
         self.weights = weights
-        self.wild = wild
+        self.invented = invented
 
     def example(self) -> Example:
         task = self.rng.choices(list(self.weights), self.weights.values())[0]
@@ -188,15 +208,11 @@ class Writer:
             key[:-1]: self._word(key) for key in ("materials", "things", "flaws", "pieces", "offers", "substances")
         }
         if not self.held_out:
-            words |= {key: self._made_up() for key in ("material", "thing", "piece") if self.rng.random() < 0.3}
+            words |= {key: self._made_up() for key in self.invented.slots if self.rng.random() < self.invented.share}
         return template.format(**words, material2=self._word("materials"), people=self._word("people"))
 
     def _made_up(self) -> str:
-        """A word of no language: syllables, and in a `wild` share of the words any letters and slices of words.
-
-        Wild words make every token of the vocabulary be copied now and then; syllables alone are learned much sooner.
-        """
-        piece = self._piece_of_word if self.rng.random() < self.wild else self._syllable
+        piece = self._piece_of_word if self.rng.random() < self.invented.wild else self._syllable
         return "".join(piece() for _ in range(self.rng.randint(2, 4)))
 
     def _syllable(self) -> str:
@@ -214,15 +230,15 @@ class Writer:
         return self.rng.choice(held_out if self.held_out and held_out else LEXICON[key])
 
     def _name(self, key: str) -> str:
-        if not self.held_out and self.rng.random() < 0.6:
+        if not self.held_out and self.rng.random() < self.invented.names:
             return self._made_up().capitalize()
         return self._word(key)
 
 
 def chats(
-    seed: int, count: int, held_out: bool = False, weights: dict = TASK_WEIGHTS, wild: float = 0.3
+    seed: int, count: int, held_out: bool = False, weights: dict = TASK_WEIGHTS, invented: Invented = MIXED
 ) -> Iterator[Example]:
-    writer = Writer(seed, held_out, weights, wild)
+    writer = Writer(seed, held_out, weights, invented)
     for _ in range(count):
         yield writer.example()
 
@@ -230,8 +246,9 @@ def chats(
 def training_sets(seed: int = SEED, count: int = DOCUMENTS) -> dict[str, Iterator[Example]]:
     """Everything that the embedded model is trained on, by file name."""
     return {
-        "warm_up.jsonl": chats(seed + 50, count // 2, weights=WARM_UP_WEIGHTS, wild=0.0),
+        "warm_up.jsonl": chats(seed + 50, count // 2, weights=WARM_UP_WEIGHTS, invented=WARM_UP),
         "train.jsonl": chats(seed, count),
+        "late.jsonl": chats(seed + 70, count // 3, weights=LATE_WEIGHTS, invented=LATE),
     }
 
 

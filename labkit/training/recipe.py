@@ -27,13 +27,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`held_out` is a JSONL file of chats, relative to the recipe; `architecture` holds LlamaConfig's fields.
+    """`held_out` and `tokenizer` are JSONL files of chats, relative to the recipe; the second makes the tokenizer.
 
-    The tokenizer is trained on the last stage's text.
+    `architecture` holds LlamaConfig's fields.
     """
 
     stages: tuple[Stage, ...]
     held_out: str
+    tokenizer: str
     vocab_size: int
     architecture: dict
 
@@ -62,7 +63,8 @@ def train_from_recipe(
     recipe = read_recipe(path)
     folder = Path(path).resolve().parent
     texts = [read_chats(folder / stage.train) for stage in recipe.stages]
-    tokenizer = train_bpe((turn["content"] for chat in texts[-1] for turn in chat), recipe.vocab_size)
+    vocabulary_text = (turn["content"] for chat in read_chats(folder / recipe.tokenizer) for turn in chat)
+    tokenizer = train_bpe(vocabulary_text, recipe.vocab_size)
     held_out = encode_chats(tokenizer, read_chats(folder / recipe.held_out))
     torch.manual_seed(recipe.stages[0].settings.seed)
     model = LlamaForCausalLM(llama_config(recipe, tokenizer))
