@@ -16,7 +16,7 @@ import json
 import random
 import string
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -38,7 +38,7 @@ TASK_WEIGHTS = {
 }
 EVALUATION_WEIGHTS = TASK_WEIGHTS | {"echo": 0}  # a device of training and no task of the shop
 WARM_UP_WEIGHTS = TASK_WEIGHTS | {"echo": 300}  # mostly copying: what a model must be able to do before the rest helps
-# The last stage: forms full of words that no stage before it has shown.
+# The last two stages: forms full of words that no stage before them has shown.
 LATE_WEIGHTS = TASK_WEIGHTS | {"refund_form": 60}
 
 SEED, DOCUMENTS = 13, 70_000  # of the shipped weights
@@ -50,17 +50,20 @@ class Invented:
     """How many of the copied words are of no language, so that a model must copy and cannot remember.
 
     A `share` of the words in `slots` is invented, and a share `names` of the names; `wild` of them hold any letters and
-    slices of words, which makes every token be copied now and then. Syllables alone are learned much sooner.
+    slices of words, which makes every token be copied now and then. Syllables alone are learned much sooner. `late`
+    adds the grammar's late phrasings.
     """
 
     wild: float = 0.3
     share: float = 0.3
     names: float = 0.6
     slots: tuple[str, ...] = ("material", "thing", "piece")
+    late: bool = False
 
 
 WARM_UP, MIXED = Invented(wild=0.0), Invented()
-LATE = Invented(wild=0.7, share=0.7, names=0.9, slots=("material", "thing", "piece", "flaw", "substance"))
+INVENTED = Invented(wild=0.7, share=0.7, names=0.9, slots=("material", "thing", "piece", "flaw", "substance"))
+LATE = replace(INVENTED, late=True)
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,9 @@ class Writer:
         return self._pick(entry, "asks")
 
     def _pick(self, entry: dict, key: str) -> str:
-        return self.rng.choice(entry[f"{key}_held_out" if self.held_out else key])
+        if self.held_out:
+            return self.rng.choice(entry[f"{key}_held_out"])
+        return self.rng.choice(entry[key] + (entry.get(f"{key}_late", []) if self.invented.late else []))
 
     def _fill(self, template: str) -> str:
         return template.format(**self.values())
@@ -248,7 +253,8 @@ def training_sets(seed: int = SEED, count: int = DOCUMENTS) -> dict[str, Iterato
     return {
         "warm_up.jsonl": chats(seed + 50, count // 2, weights=WARM_UP_WEIGHTS, invented=WARM_UP),
         "train.jsonl": chats(seed, count),
-        "late.jsonl": chats(seed + 70, count // 3, weights=LATE_WEIGHTS, invented=LATE),
+        "invented.jsonl": chats(seed + 70, count // 3, weights=LATE_WEIGHTS, invented=INVENTED),
+        "late.jsonl": chats(seed + 71, count // 3, weights=LATE_WEIGHTS, invented=LATE),
     }
 
 
