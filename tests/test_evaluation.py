@@ -213,7 +213,6 @@ def test_no_server_is_an_error_with_a_remedy():
         endpoint_target("http://127.0.0.1:9")
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped weights are not trained long enough yet: see their model card")
 def test_embedded_model_answers_at_least_70_percent_of_held_out_prompts(embedded):
     """The bar that the shipped weights must clear: exact checks on phrasings and names that training never had."""
     cases = load_cases(DATA / "corpus" / "held_out_cases.csv")

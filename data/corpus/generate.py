@@ -24,6 +24,8 @@ import yaml
 HERE = Path(__file__).resolve().parent
 GRAMMAR = yaml.safe_load((HERE / "grammar.yaml").read_text(encoding="utf-8"))
 LEXICON = yaml.safe_load((HERE / "lexicon.yaml").read_text(encoding="utf-8"))
+# In lower case. Syllables make one of these by chance about once in 70,000 chats ("rafael").
+HELD_OUT_WORDS = {word.lower() for key, words in LEXICON.items() if key.endswith("_held_out") for word in words}
 CASE_COLUMNS = ("case_id", "prompt", "expected_behavior", "risk", "pass", "notes", "context_id", "check", "expected")
 # How often each task is drawn. Copying from a note into an answer is the hardest to learn, so it is drawn most.
 TASK_WEIGHTS = {
@@ -218,7 +220,8 @@ class Writer:
 
     def _made_up(self) -> str:
         piece = self._piece_of_word if self.rng.random() < self.invented.wild else self._syllable
-        return "".join(piece() for _ in range(self.rng.randint(2, 4)))
+        word = "".join(piece() for _ in range(self.rng.randint(2, 4)))
+        return word[::-1] if word in HELD_OUT_WORDS else word
 
     def _syllable(self) -> str:
         return self.rng.choice(LEXICON["syllables"])
