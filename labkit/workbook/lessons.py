@@ -69,7 +69,7 @@ PLAN = (
     Box(
         30,
         "13.4",
-        "Break it, mend it, stop it, hand it over",
+        "Break it, mend it, stop it, judge it, hand it over",
         ("failure_drill.json", "shutdown_proof.json", "release_gates.md", "README.md"),
     ),
     Box(30, "13.5", "Place the choice among the open-weight families", ("open_weight_route.json",)),
