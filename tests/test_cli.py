@@ -95,7 +95,9 @@ def test_train_names_what_is_wrong_and_leaves_no_file(tmp_path, capsys, words, m
 
 
 def test_chat_answers_and_keeps_the_first_run(tmp_path):
-    printed = labkit("chat", "--prompt", "By when must an item be returned?", "--note", "POL-01", "--out", tmp_path)
+    question = "How many days does a customer have to return an item?"
+    printed = labkit("chat", "--prompt", question, "--note", "POL-01", "--out", tmp_path)
+    assert printed.strip() == "A customer may return an item within 30 days of delivery. [POL-01]"
     text = (tmp_path / "first_run.md").read_text(encoding="utf-8")
     assert f"- Output: {printed.strip()}\n" in text
     assert "- Model: mini-instruct" in text
