@@ -1,9 +1,11 @@
 """The server keeps its contract: what it answers, and what it refuses and how."""
 
+import asyncio
 import http.client
 import json
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import httpx
@@ -12,9 +14,11 @@ import pytest
 from tiny_server import HELLO, LONG, SMALL, chat, live, refused, until
 
 from labkit.errors import LabError
+from labkit.generation import Completion, Sampling
 from labkit.serving import contract
 from labkit.serving.app import create_app
 from labkit.serving.contract import Limits, ServerSettings
+from labkit.serving.jobs import Job, Slots
 
 
 @pytest.fixture(scope="module")
@@ -293,3 +297,19 @@ def test_the_key_is_asked_for_everywhere_but_health(tiny_model):
         right = {"Authorization": "Bearer s3cret-ü".encode()}
         assert httpx.get(f"{url}/v1/models", headers=right).status_code == 200
         assert "s3cret" not in httpx.get(f"{url}/contract", headers=right).text
+
+
+def test_the_slot_is_free_when_the_answer_is_whole(tiny_model):
+    """A client that holds its whole answer may ask again at once; its own answer must not fill the server."""
+
+    async def running_at_the_end() -> int:
+        slots = Slots(SMALL)
+        job = Job(tiny_model, [{"role": "user", "content": "hello"}], Sampling(max_tokens=5), SMALL)
+        with ThreadPoolExecutor(1) as workers:
+            await job.start(slots, workers)
+            async for item in job.items():
+                if isinstance(item, Completion):
+                    return slots.running
+        return -1
+
+    assert asyncio.run(running_at_the_end()) == 0

@@ -93,29 +93,36 @@ class Job:
             raise
 
     def _run(self, slots: Slots) -> None:
-        """The worker thread's part."""
+        """The worker thread's part. The slot is free before the last item is told: a client that has its whole answer
+        may ask again at once, and must not be refused because of the answer that it holds in its hands."""
+        last: Completion | Exception | None = None
         try:
-            self._generate()
+            last = self._generate()
         except TemplateError as error:
-            refusal = Refusal("invalid_value", f"the model's chat template refuses these messages: {error}", "messages")
-            self._tell(self._made.put_nowait, refusal)
+            last = Refusal("invalid_value", f"the model's chat template refuses these messages: {error}", "messages")
         except LabError as error:
-            self._tell(self._made.put_nowait, Refusal("context_length_exceeded", str(error), "messages"))
+            last = Refusal("context_length_exceeded", str(error), "messages")
         except Exception as error:
-            self._tell(self._made.put_nowait, error)
+            last = error
         finally:
             self._tell(slots.give_back)
+        if last is not None:
+            self._tell(self._made.put_nowait, last)
 
-    def _generate(self) -> None:
+    def _generate(self) -> Completion | None:
+        """Tell each piece of text; the completion is returned, or None when the job was cancelled."""
         if self._cancelled.is_set():
-            return
+            return None
         sampling = self._fitting(self._model.count_tokens(self._messages))
         self._tell(self._made.put_nowait, "")
         with contextlib.closing(self._model.stream(self._messages, sampling)) as stream:
             for item in stream:
                 if self._cancelled.is_set():
-                    return
+                    return None
+                if isinstance(item, Completion):
+                    return item
                 self._tell(self._made.put_nowait, item)
+        return None
 
     def _fitting(self, prompt_tokens: int) -> Sampling:
         """The sampling with max_tokens filled in. Raises Refusal when the prompt, or prompt and answer, do not fit."""
