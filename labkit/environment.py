@@ -211,5 +211,5 @@ def _driver_version() -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return "nvidia-smi not found"
+        return "none"
     return done.stdout.strip().splitlines()[0]

@@ -34,7 +34,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight + self.bias
+        return functional.linear(x, self.weight.T, self.bias)
 
 
 class Attention(nn.Module):
@@ -45,15 +45,28 @@ class Attention(nn.Module):
         self.n_head = config.n_head
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = Linear(config.n_embd, config.n_embd, 0.02 / math.sqrt(2 * config.n_layer))
-        self.register_buffer("mask", causal_mask(config.block_size), persistent=False)
+        seen = causal_mask(config.block_size).float().log()  # 0 or -inf, to be added to the scores
+        self.register_buffer("mask", seen, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: dict[str, Tensor] | None = None) -> Tensor:
+        """`x` (batch, time, width). With a `cache`, x is what follows the tokens whose keys and values it holds."""
         batch, time, width = x.shape
         q, k, v = (part.view(batch, time, self.n_head, -1).transpose(1, 2) for part in self.c_attn(x).split(width, 2))
-        scores = q @ k.transpose(2, 3) / math.sqrt(width // self.n_head)  # (batch, head, time, time)
-        scores = scores.masked_fill(~self.mask[:time, :time], float("-inf"))
-        mixed = scores.softmax(-1) @ v  # (batch, head, time, width / head)
+        if cache is not None:
+            k, v = (torch.cat([cache[name], new], 2) if cache else new for name, new in (("k", k), ("v", v)))
+            cache.update(k=k, v=v)
+        if x.is_cuda and cache is None:  # at long contexts a GPU needs the kernel that never stores the scores
+            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            mixed = self.mix(q, k, v)
         return self.c_proj(mixed.transpose(1, 2).reshape(batch, time, width))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What each query gathers, (batch, head, time, width / head); `k` and `v` may reach further back than `q`."""
+        time, seen = q.shape[2], k.shape[2]
+        scores = (q / math.sqrt(q.shape[3])) @ k.transpose(2, 3)  # (batch, head, time, seen)
+        scores = scores + self.mask[seen - time : seen, :seen]
+        return scores.softmax(-1) @ v
 
 
 class MLP(nn.Module):
@@ -74,8 +87,8 @@ class Block(nn.Module):
         self.ln_1, self.attn = nn.LayerNorm(config.n_embd), Attention(config)
         self.ln_2, self.mlp = nn.LayerNorm(config.n_embd), MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x: Tensor, cache: dict[str, Tensor] | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -98,26 +111,41 @@ class GPT2(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
 
-    def forward(self, ids: Tensor) -> Tensor:
-        positions = torch.arange(ids.shape[1], device=ids.device)
+    def forward(self, ids: Tensor, caches: list[dict[str, Tensor]] | None = None) -> Tensor:
+        """With `caches`, one dict for each block and empty at first, `ids` are only what follows the last call's."""
+        done = caches[0]["k"].shape[2] if caches and caches[0] else 0
+        positions = torch.arange(done, done + ids.shape[1], device=ids.device)
         x = self.transformer.wte(ids) + self.transformer.wpe(positions)
-        for block in self.transformer.h:
-            x = block(x)
+        for number, block in enumerate(self.transformer.h):
+            x = block(x, caches[number] if caches else None)
         return self.lm_head(self.transformer.ln_f(x))
 
     @torch.no_grad()
-    def generate(self, ids: Tensor, tokens: int, temperature: float = 0.0, seed: int = 0) -> Tensor:
-        """`ids`, shape (1, time), and `tokens` more after them; temperature 0 takes the likeliest token each time."""
+    def generate(self, ids: Tensor, tokens: int, temperature: float = 0.0, top_k: int = 0, seed: int = 0) -> Tensor:
+        """`ids`, shape (1, time), and `tokens` more after them; temperature 0 takes the likeliest token each time.
+
+        `top_k` draws from that many likeliest tokens (all when 0). Keys and values are cached until the context is
+        full; from then on every position moves with each token, so each token is computed from its whole window.
+        """
         generator = torch.Generator("cpu").manual_seed(seed)
+        caches: list[dict[str, Tensor]] = [{} for _ in self.transformer.h]
+        fresh = ids[:, -self.config.block_size :]
         for _ in range(tokens):
-            logits = self(ids[:, -self.config.block_size :])[:, -1]
-            if temperature <= 0:
-                next_id = logits.argmax(-1, keepdim=True)
-            else:
-                weights = (logits / temperature).softmax(-1).cpu()
-                next_id = torch.multinomial(weights, 1, generator=generator).to(ids.device)
-            ids = torch.cat([ids, next_id], dim=1)
+            logits = self(fresh, caches)[0, -1]
+            next_id = logits.argmax() if temperature <= 0 else draw(logits / temperature, top_k, generator)
+            ids = torch.cat([ids, next_id.to(ids.device).view(1, 1)], dim=1)
+            fresh = ids[:, -1:]
+            if caches[0]["k"].shape[2] == self.config.block_size:
+                caches, fresh = [{} for _ in caches], ids[:, -self.config.block_size :]
         return ids
+
+
+def draw(logits: Tensor, top_k: int, generator: torch.Generator) -> Tensor:
+    """One token id drawn by its probability. Drawn on the CPU, so that a seed means the same on every device."""
+    weights = logits.softmax(-1).cpu()
+    if top_k:
+        weights = weights.masked_fill(weights < weights.topk(min(top_k, len(weights))).values[-1], 0)
+    return torch.multinomial(weights, 1, generator=generator)
 
 
 def causal_mask(time: int) -> Tensor:

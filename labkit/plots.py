@@ -71,11 +71,26 @@ def _field(row: object, key: str) -> object:
     return row.get(key) if isinstance(row, Mapping) else getattr(row, key, None)
 
 
+def compare_curves(runs: Mapping[str, Sequence], title: str) -> Plot:
+    """Held-out loss by step of several runs, each under its own label: what one changed dial does to the curve."""
+    figure = Plot()
+    axes = figure.subplots()
+    for number, (label, rows) in enumerate(runs.items()):
+        known = [(finite(_field(row, "step")), finite(_field(row, "val_loss"))) for row in rows]
+        points = [(step, loss) for step, loss in known if step is not None and loss is not None]
+        axes.plot(*zip(*points, strict=True), "os^D"[number % 4] + "-", color=PALETTE[number % 4], label=label, ms=4)
+    axes.set(xlabel="step", ylabel="held-out loss (nats per token)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
 class LiveLoss:
     """A loss curve that redraws itself in one notebook output while a model trains.
 
-    Outside Jupyter it only collects rows. It draws at most once in `every` seconds, so a fast loop is not slowed down
-    and an executed copy holds one picture; `close` draws the last state.
+    Outside Jupyter it only collects rows. It draws at most once in `every` seconds, so that a fast loop is not slowed
+    down; `close` draws the last state. In a notebook that nobody watches, each row is a plain line and the picture is
+    drawn once.
     """
 
     def __init__(self, every: float = 2.0, clock: Callable[[], float] = time.monotonic):
@@ -87,7 +102,11 @@ class LiveLoss:
     def update(self, row: object) -> None:
         """Add one row of the training log; pass this method to a training loop as its callback."""
         self.rows.append(row)
-        if self._clock() - self._last >= self._every:
+        if _unwatched():
+            from labkit.training.run_files import trace_line
+
+            print(trace_line(row), flush=True)
+        elif self._clock() - self._last >= self._every:
             self._draw()
 
     def close(self) -> None:
@@ -105,6 +124,13 @@ class LiveLoss:
             self._handle = display(loss_curve(self.rows), display_id=True)
         else:
             self._handle.update(loss_curve(self.rows))
+
+
+def _unwatched() -> bool:
+    """Whether a program runs this notebook: papermill, nbconvert and nbval tell the kernel that nobody can type."""
+    from IPython import get_ipython
+
+    return not getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", True)
 
 
 def causal_mask(mask, tokens: Sequence[str] = ()) -> Plot:

@@ -5,13 +5,13 @@ import sys
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from labkit.training.loop import LogRow
-from labkit.training.mini_gpt2 import trace_line
+from labkit.training.run_files import trace_line
 
 
 class StepDisplay:
-    """Pass it as `on_row` inside a `with` block."""
+    """Pass it as `on_row` inside a `with` block. `steps` is None where the number of steps is found by measuring."""
 
-    def __init__(self, steps: int):
+    def __init__(self, steps: int | None):
         columns = (TextColumn("training"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
         self._bar = Progress(*columns) if sys.stdout.isatty() else None
         self._task = self._bar.add_task("", total=steps) if self._bar else None

@@ -14,12 +14,14 @@ from labkit.errors import LabError
 from labkit.layout import ROUTES
 
 ROUTE_NAMES = ("local_cpu", "free_colab", "rented_gpu")
+ACCEPTANCE_STEPS = 500  # of a training run on CUDA: one of fewer has barely left its warm-up, and stays a smoke test
 
 
 @dataclass(frozen=True)
 class Route:
     """One compute route. `minutes` maps lesson to minutes of work; `required_artifacts` are names in the pack.
 
+    Loss bands are explained at `loss_band_says`.
     `next_model` is what to look at once the embedded model has proved the loop there, `runtime` what would run it, and
     `memory_gib` what a machine of this route is taken to hold. `device` is what the route is meant to run on ("cpu" or
     "cuda"): a route that wants CUDA and finds none records that and uses the `fallback_` sizes on the CPU.
@@ -43,7 +45,9 @@ class Route:
     train_steps: int
     fallback_train_steps: int
     batch_size: int
+    loss_band: tuple[float, ...]
     fallback_batch_size: int
+    fallback_loss_band: tuple[float, ...]
     max_new_tokens: int
     benchmark_requests: int
     hourly_usd: float
@@ -142,6 +146,23 @@ def training_size(
     if route.device == "cuda" and device != "cuda":
         return *fallback, f"{route.route} wants a GPU and this machine shows none, so the fallback applies"
     return *planned, f"the size that {route.route} plans for {route.device}"
+
+
+def loss_band_says(route: Route, device: str, loss: float) -> str:
+    """Whether a run's last held-out loss is where runs of this size ended before; what to look at when it is not.
+
+    `loss_band` is (lowest, highest) in nats per token for the route file's own training size, empty where nobody
+    measured it; the fallback sizes have a band of their own.
+    """
+    band = route.fallback_loss_band if route.device == "cuda" and device != "cuda" else route.loss_band
+    if not band:
+        return "no band was measured for this size on this device: verify against a second run of your own"
+    low, high = band
+    where = f"the band {low:.2f} to {high:.2f} of runs of this size"
+    if low <= loss <= high:
+        return f"held-out loss {loss:.2f} is inside {where}"
+    look = "the text, the seed and the sizes" if loss < low else "the learning rate, and whether every step ran"
+    return f"held-out loss {loss:.2f} is outside {where}: look at {look}"
 
 
 @dataclass(frozen=True)

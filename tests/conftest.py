@@ -49,3 +49,11 @@ def server(tiny_model_folder, tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "server.log"
     with start_server(str(tiny_model_folder), port=free_port(), device="cpu", limits=SMALL, log=log) as handle:
         yield handle
+
+
+# The files that take minutes begin first, so that the two workers of `make test` end together.
+LONG = ("test_end_to_end.py", "test_corpus.py", "test_parallel.py", "test_resume.py", "test_release.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)

@@ -83,9 +83,12 @@ def test_train_on_a_device_that_is_absent_leaves_no_file(tmp_path):
     ("words", "message"),
     [
         (("--steps", "1"), "1 steps are too few"),
-        (("--batch-size", "0"), "a batch of 0 windows"),
+        (("--batch-size", "0"), "'0' is no batch size"),
         (("--text", "nothing.txt"), "nothing.txt cannot be read"),
         (("--recipe", "nothing.yaml"), "nothing.yaml is not a recipe"),
+        (("--recipe", "nothing.yaml", "--steps", "3"), "a recipe sets its text, sizes and steps itself"),
+        (("--precision", "fp16", "--device", "cpu"), "fp16 training needs a CUDA device"),
+        (("--batch-size", "\u00b2"), "is no batch size"),
         (("--route", "moon"), "no route called 'moon'"),
     ],
 )

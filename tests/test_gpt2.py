@@ -46,6 +46,29 @@ def test_greedy_text_is_that_of_transformers(model, library_model):
     assert model.generate(ids, 20).tolist() == theirs.tolist()
 
 
+def test_the_cache_changes_nothing_but_the_time(model):
+    """Token by token with a cache, the logits are those of the whole text; past the context the window slides."""
+    ids = torch.randint(0, CONFIG.vocab_size, (1, 32))
+    caches: list[dict] = [{} for _ in range(CONFIG.n_layer)]
+    with torch.no_grad():
+        whole = model(ids)[0]
+        parts = torch.cat([model(piece, caches)[0] for piece in ids.split([5, 1, 1, 25], dim=1)])
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    text, plain = model.generate(ids[:, :3], 40), ids[:, :3]
+    with torch.no_grad():
+        for _ in range(40):
+            plain = torch.cat([plain, model(plain[:, -32:])[:, -1].argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(text, plain)
+
+
+def test_top_k_draws_from_the_likeliest_tokens(model):
+    ids = torch.tensor([[7]])
+    assert torch.equal(model.generate(ids, 15, 1.0, top_k=1, seed=3), model.generate(ids, 15))
+    with torch.no_grad():
+        likely = set(model(ids)[0, -1].topk(3).indices.tolist())
+    assert {model.generate(ids, 1, 5.0, top_k=3, seed=seed)[0, -1].item() for seed in range(40)} == likely
+
+
 def test_a_later_token_never_changes_an_earlier_logit(model):
     ids = torch.randint(0, CONFIG.vocab_size, (1, 20))
     changed = ids.clone()
@@ -62,6 +85,13 @@ def test_first_loss_is_that_of_even_belief(model):
         logits = model(ids[:, :-1])
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
     assert loss == pytest.approx(math.log(CONFIG.vocab_size), rel=0.05)
+
+
+def test_attention_by_hand_is_that_of_the_fused_kernel(model):
+    """A GPU takes the kernel, so a run there computes what this machine's tests have checked."""
+    q, k, v = torch.randn(3, 2, 4, 10, 12).unbind()
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(model.transformer.h[0].attn.mix(q, k, v), fused)
 
 
 def test_mask_shows_each_token_itself_and_the_past():

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from labkit import plots
 from labkit.landscape.memory import MemoryEstimate
 from labkit.routes import load_routes
+from labkit.training.loop import LogRow
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -54,8 +56,14 @@ def test_a_loss_that_is_no_number_is_left_out():
 def test_rows_may_be_the_loops_own_objects():
     from labkit.training.loop import LogRow
 
-    made = [LogRow(step, 5.0 - step, 5.1 - step, 0.0, 0.0, 0.0, "cpu", 0.0) for step in (0, 1, 2)]
+    made = [LogRow(step, 5.0 - step, 5.1 - step, 0.0, 0.0, 0.0, "", "cpu", 0.0) for step in (0, 1, 2)]
     assert list(plots.loss_curve(made).axes[0].lines[0].get_ydata()) == [5.0, 4.0, 3.0]
+
+
+def test_two_runs_are_compared_under_their_labels():
+    figure = plots.compare_curves({"fast": rows(), "slow": rows()[:2]}, "one dial")
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [len(rows()), 2]
+    assert {"fast", "slow", "one dial"} <= set(texts(figure).splitlines())
 
 
 def test_the_causal_mask_shows_which_positions_are_visible():
@@ -127,6 +135,23 @@ def test_a_live_loss_outside_jupyter_only_collects(capsys):
     live.close()
     assert len(live.rows) == 3
     assert capsys.readouterr().out == ""
+
+
+def test_a_live_loss_that_nobody_watches_prints_lines_and_one_picture(monkeypatch, capsys):
+    """papermill's and nbval's kernels are told that nobody can type."""
+    shown = []
+    kernel = SimpleNamespace(_allow_stdin=False)
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=kernel))
+    monkeypatch.setattr("IPython.display.display", lambda figure, display_id: shown.append(figure))
+    live = plots.LiveLoss(every=0)
+    for step in (0, 10, 20):
+        live.update(LogRow(step, 5.0, 5.1, 1e-3, 0.5, 900.0, "", "cpu", 1.0))
+    assert not shown
+    live.close()
+    assert len(shown) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("step ") and "held-out loss" in line for line in lines)
 
 
 def test_a_live_loss_draws_into_one_output_and_not_too_often(monkeypatch):

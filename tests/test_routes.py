@@ -1,11 +1,32 @@
 """Three routes, one file each; the weakest one that can prove what is asked for is chosen."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
 from labkit.errors import LabError
 from labkit.layout import ROUTES
-from labkit.routes import ROUTE_NAMES, Constraints, _parse, choose_route, load_route, load_routes, training_size
+from labkit.routes import (
+    ROUTE_NAMES,
+    Constraints,
+    _parse,
+    choose_route,
+    load_route,
+    load_routes,
+    loss_band_says,
+    training_size,
+)
+
+
+def test_a_loss_outside_its_band_says_so():
+    route = replace(load_route("rented_gpu"), loss_band=(), fallback_loss_band=(2.0, 2.4))
+    assert (
+        loss_band_says(route, "cpu", 2.2) == "held-out loss 2.20 is inside the band 2.00 to 2.40 of runs of this size"
+    )
+    assert "outside the band 2.00 to 2.40" in loss_band_says(route, "cpu", 2.6)
+    assert "look at the text" in loss_band_says(route, "cpu", 1.2)
+    assert "verify" in loss_band_says(route, "cuda", 2.2)
 
 
 def test_every_route_says_what_it_proves_and_when_to_stop():
@@ -72,3 +93,11 @@ def test_a_gpu_route_without_its_gpu_takes_the_fallback():
     assert (steps, batch) == fallback
     assert "shows none" in why
     assert training_size(load_route("local_cpu"), "cpu", planned, fallback)[:2] == planned
+
+
+@pytest.mark.parametrize("name", ROUTE_NAMES)
+def test_every_band_is_empty_or_two_losses_that_rise(name):
+    route = load_route(name)
+    for band in (route.loss_band, route.fallback_loss_band):
+        assert not band or 0 < band[0] < band[1]
+    assert route.fallback_loss_band  # the CPU sizes were measured

@@ -81,7 +81,7 @@ def test_stream_ends_with_done_and_gives_usage_only_when_asked(url):
 def test_models_are_listed(url):
     assert [card.id for card in client(url).models.list()] == ["tiny-llama"]
     assert client(url).models.retrieve("tiny-llama").id == "tiny-llama"
-    refused(httpx.get(f"{url}/v1/models/other"), 404, "model_not_found")
+    assert refused(httpx.get(f"{url}/v1/models/other"), 404, "model_not_found")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -148,27 +148,27 @@ NOT_HONOURED = [
 
 @pytest.mark.parametrize(("body", "param"), BAD_VALUES)
 def test_bad_values_are_refused(url, body, param):
-    refused(chat(url, **body), 400, "invalid_value", param)
+    assert refused(chat(url, **body), 400, "invalid_value", param)
 
 
 @pytest.mark.parametrize(("body", "param"), NOT_HONOURED)
 def test_parameters_that_are_not_honoured_are_refused(url, body, param):
-    refused(chat(url, **body), 400, "unsupported_parameter", param)
+    assert refused(chat(url, **body), 400, "unsupported_parameter", param)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 3000, b'{"\\ud800": 1}'])
 def test_malformed_json_is_refused(url, body):
     headers = {"Content-Type": "application/json"}
-    refused(httpx.post(f"{url}/v1/chat/completions", content=body, headers=headers), 400, "invalid_json")
+    assert refused(httpx.post(f"{url}/v1/chat/completions", content=body, headers=headers), 400, "invalid_json")
 
 
 def test_wrong_places_are_refused(url):
-    refused(httpx.get(f"{url}/nothing/here"), 404, "not_found")
-    refused(httpx.get(f"{url}/v1/chat/completions"), 405, "method_not_allowed")
-    refused(httpx.post(f"{url}/v1/chat/completions", content=b"{}"), 415, "unsupported_media_type")
-    refused(chat(url, model="gpt-4"), 404, "model_not_found", "model")
+    assert refused(httpx.get(f"{url}/nothing/here"), 404, "not_found")
+    assert refused(httpx.get(f"{url}/v1/chat/completions"), 405, "method_not_allowed")
+    assert refused(httpx.post(f"{url}/v1/chat/completions", content=b"{}"), 415, "unsupported_media_type")
+    assert refused(chat(url, model="gpt-4"), 404, "model_not_found", "model")
     response = chat(url, messages=None)
-    refused(response, 400, "invalid_value", "messages")
+    assert refused(response, 400, "invalid_value", "messages")
 
 
 def test_a_template_that_refuses_the_roles_is_the_clients_error(tiny_model, monkeypatch):
@@ -207,7 +207,7 @@ def test_the_contract_document_is_what_the_server_enforces(url, tiny_model):
     most = limits["max_output_tokens"]
     assert chat(url, max_tokens=most).status_code == 200
     assert chat(url).json()["usage"]["completion_tokens"] == most
-    refused(chat(url, max_tokens=most + 1), 400, "invalid_value", "max_tokens")
+    assert refused(chat(url, max_tokens=most + 1), 400, "invalid_value", "max_tokens")
 
     def prompt(tokens):
         spare = tokens - tiny_model.count_tokens([{"role": "user", "content": ""}])
@@ -217,21 +217,21 @@ def test_the_contract_document_is_what_the_server_enforces(url, tiny_model):
     assert tiny_model.count_tokens(fits) == limits["max_input_tokens"]
     assert chat(url, messages=fits, max_tokens=1).status_code == 200
     over = prompt(limits["max_input_tokens"] + 1)
-    refused(chat(url, messages=over), 400, "context_length_exceeded", "messages")
-    refused(chat(url, messages=over, stream=True), 400, "context_length_exceeded", "messages")
+    assert refused(chat(url, messages=over), 400, "context_length_exceeded", "messages")
+    assert refused(chat(url, messages=over, stream=True), 400, "context_length_exceeded", "messages")
 
     for size in (limits["max_body_bytes"] + 1, 3_000_000):
-        refused(chat(url, messages=[{"role": "user", "content": "a" * size}]), 413, "body_too_large")
+        assert refused(chat(url, messages=[{"role": "user", "content": "a" * size}]), 413, "body_too_large")
     headers = {"Content-Type": "application/json"}
     chunked = httpx.post(f"{url}/v1/chat/completions", content=(b"a" * 1000 for _ in range(50)), headers=headers)
-    refused(chunked, 413, "body_too_large")
+    assert refused(chunked, 413, "body_too_large")
 
 
 def test_limits_never_exceed_the_models_context(tiny_model):
     app = create_app(tiny_model, ServerSettings(limits=Limits(10**6, 10**6)))
     assert app.state.settings.limits.max_input_tokens == tiny_model.context_length - 1
     with live(tiny_model, Limits(4000, 4000, 10**6)) as url:
-        refused(chat(url, max_tokens=4000, messages=HELLO * 20), 400, "context_length_exceeded", "messages")
+        assert refused(chat(url, max_tokens=4000, messages=HELLO * 20), 400, "context_length_exceeded", "messages")
 
 
 def test_a_full_server_refuses_with_503_and_frees_what_leaves(long_url):
@@ -250,7 +250,7 @@ def test_a_full_server_refuses_with_503_and_frees_what_leaves(long_url):
     streaming = ask(stream=True)
     until(lambda: load() == (1, 1))
     full = chat(long_url, max_tokens=1)
-    refused(full, 503, "server_busy")
+    assert refused(full, 503, "server_busy")
     assert full.headers["Retry-After"] == "1"
     started = time.monotonic()
     plain.close()
@@ -264,7 +264,7 @@ def test_a_full_server_refuses_with_503_and_frees_what_leaves(long_url):
 
 def test_an_answer_that_takes_too_long_is_504(tiny_model):
     with live(tiny_model, replace(LONG, request_seconds=0.2)) as url:
-        refused(chat(url, max_tokens=3000), 504, "request_timeout")
+        assert refused(chat(url, max_tokens=3000), 504, "request_timeout")
         stream = chat(url, max_tokens=3000, stream=True).text
         assert json.loads(stream.split("\n\n")[-2][6:])["error"]["code"] == "request_timeout"
         assert "[DONE]" not in stream
@@ -293,7 +293,7 @@ def test_the_key_is_asked_for_everywhere_but_health(tiny_model):
     with live(tiny_model, api_key="s3cret-ü") as url:
         assert httpx.get(f"{url}/health").status_code == httpx.get(f"{url}/livez").status_code == 200
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}):
-            refused(httpx.get(f"{url}/v1/models", headers=headers), 401, "invalid_api_key")
+            assert refused(httpx.get(f"{url}/v1/models", headers=headers), 401, "invalid_api_key")
         right = {"Authorization": "Bearer s3cret-ü".encode()}
         assert httpx.get(f"{url}/v1/models", headers=right).status_code == 200
         assert "s3cret" not in httpx.get(f"{url}/contract", headers=right).text

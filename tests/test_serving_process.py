@@ -101,7 +101,7 @@ def test_an_answer_that_outlasts_the_drain_is_503(tiny_model):
         asking.start()
         until(lambda: httpx.get(f"{url}/health").json()["running"] == 1)
     asking.join()
-    refused(answers[0], 503, "server_busy")
+    assert refused(answers[0], 503, "server_busy")
 
 
 def test_stopping_drains_and_proves_it(tiny_model_folder, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from labkit.errors import LabError
 from labkit.evidence import Pack, csv_text, read_manifest, sha256_of
 from labkit.routes import load_route
 from labkit.verification import LESSONS, Finding, Verdict, Verification, verify
-from labkit.verification.claims import fast
+from labkit.verification.claims import cuda_accepted, fast
 from labkit.verification.crosschecks import CROSS_CHECKS
 from labkit.verification.reading import PackReader
 from labkit.verification.rules import RULES
@@ -91,6 +91,23 @@ def test_a_throughput_claim_needs_a_benchmark_on_the_gpu_too(pack):
         (pack / name).write_text(json.dumps(json.loads((pack / name).read_text()) | {"device": device}))
     with pytest.raises(NotYet, match=r"benchmark\.json says that the model ran on cpu"):
         fast(PackReader(pack))
+
+
+def test_a_cuda_acceptance_needs_a_long_run_on_a_named_gpu_with_its_figures(pack):
+    edit(pack, LOG, ",cpu,", ",cuda,")
+    report = f"{RUN}/environment_report.json"
+    facts = {"gpu": "NVIDIA X", "driver": "600.1", "steps": 500, "peak_gpu_memory_mib": 900.0}
+    for change, missing in (
+        ({"steps": 12}, "an acceptance needs 500"),
+        ({"gpu": "none"}, "names no gpu"),
+        ({"driver": ""}, "names no driver"),
+        ({"peak_gpu_memory_mib": 0.0}, "no peak of GPU memory"),
+    ):
+        rewrite_json(pack, report, **facts | change)
+        with pytest.raises(NotYet, match=missing):
+            cuda_accepted(PackReader(pack))
+    rewrite_json(pack, report, **facts)
+    assert "500 steps on NVIDIA X" in cuda_accepted(PackReader(pack))
 
 
 def test_a_smoke_test_of_another_server_does_not_prove_the_contract(pack):
@@ -365,7 +382,7 @@ def test_wrong_types_deep_in_json_are_verdicts(pack):
         for key in whole:
             path.write_text(json.dumps(whole | {key: generator.choice(wrong)}))
             Pack(pack, "local_cpu").record(path.name, "13.4")
-            verify(pack)
+            assert json.dumps(verify(pack).as_dict(), allow_nan=False), (path.name, key)
         path.write_text(json.dumps(whole))
         Pack(pack, "local_cpu").record(path.name, "13.4")
 

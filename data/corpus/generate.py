@@ -7,11 +7,12 @@ evaluation cannot share a question: evaluation uses the `_held_out` phrasings an
     python data/corpus/generate.py --committed                 shop.txt, held_out_cases.csv and train.jsonl (committed)
 
 Slots: {days} {months} {hours} {percent} {count} {money} {open} {close} are numbers drawn anew each time; {customer} is
-a name, half of them made from syllables so that a model must copy instead of remember; the rest are lexicon words.
+a name, more than half of them made up so that a model must copy instead of remember; the rest are lexicon words.
 """
 
 import argparse
 import csv
+import functools
 import json
 import random
 import string
@@ -22,6 +23,7 @@ from pathlib import Path
 import yaml
 
 HERE = Path(__file__).resolve().parent
+TOKENIZER = HERE.parent / "models" / "mini-instruct" / "tokenizer.json"
 GRAMMAR = yaml.safe_load((HERE / "grammar.yaml").read_text(encoding="utf-8"))
 LEXICON = yaml.safe_load((HERE / "lexicon.yaml").read_text(encoding="utf-8"))
 # In lower case. Syllables make one of these by chance about once in 70,000 chats ("rafael").
@@ -40,8 +42,9 @@ TASK_WEIGHTS = {
 }
 EVALUATION_WEIGHTS = TASK_WEIGHTS | {"echo": 0}  # a device of training and no task of the shop
 WARM_UP_WEIGHTS = TASK_WEIGHTS | {"echo": 300}  # mostly copying: what a model must be able to do before the rest helps
-# The last two stages: forms full of words that no stage before them has shown.
-LATE_WEIGHTS = TASK_WEIGHTS | {"refund_form": 60}
+# The last two stages: many forms, and many words to repeat, full of what no stage before has shown.
+PRACTICE_WEIGHTS = TASK_WEIGHTS | {"refund_form": 60, "echo": 50}
+FINISH_WEIGHTS = TASK_WEIGHTS | {"refund_form": 60, "grounded": 60}
 
 SEED, DOCUMENTS = 13, 70_000  # of the shipped weights
 WORD_KEYS = ("first_names", "last_names", "materials", "things", "flaws", "pieces", "weekdays", "substances")
@@ -52,20 +55,31 @@ class Invented:
     """How many of the copied words are of no language, so that a model must copy and cannot remember.
 
     A `share` of the words in `slots` is invented, and a share `names` of the names; `wild` of them hold any letters and
-    slices of words, which makes every token be copied now and then. Syllables alone are learned much sooner. `late`
-    adds the grammar's late phrasings.
+    slices of words. Syllables alone are learned much sooner. With `vocabulary` wild words hold entries of the model's
+    vocabulary instead of slices: a token that training shows in one fixed sentence only ("arrow" in "Marrow Bay") is
+    never copied otherwise, and a name that holds it comes out wrong. `phrasings` are the suffixes of the grammar's
+    keys that join the plain ones; a share `stories` of the forms is told as a story.
     """
 
     wild: float = 0.3
     share: float = 0.3
     names: float = 0.6
     slots: tuple[str, ...] = ("material", "thing", "piece")
-    late: bool = False
+    vocabulary: bool = False
+    phrasings: tuple[str, ...] = ()
+    stories: float = 0.3
 
 
 WARM_UP, MIXED = Invented(wild=0.0), Invented()
-INVENTED = Invented(wild=0.7, share=0.7, names=0.9, slots=("material", "thing", "piece", "flaw", "substance"))
-LATE = replace(INVENTED, late=True)
+PRACTICE = Invented(
+    wild=0.8,
+    share=0.7,
+    names=0.9,
+    slots=("material", "thing", "piece", "flaw", "substance"),
+    vocabulary=True,
+    phrasings=("late",),
+)
+FINISH = replace(PRACTICE, slots=(*PRACTICE.slots, "material2"), phrasings=("late", "last"), stories=0.6)
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,16 @@ class Example:
     def messages(self) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": self.prompt}, {"role": "assistant", "content": self.answer}]
+
+
+@functools.cache
+def vocabulary_words() -> list[str]:
+    """The entries of the shipped tokenizer that are letters only.
+
+    That tokenizer is made from train.jsonl (recipe.yaml), so after a change to the grammar two runs are needed.
+    """
+    vocabulary = json.loads(TOKENIZER.read_text(encoding="utf-8"))["model"]["vocab"]
+    return sorted(entry for entry in vocabulary if entry.isascii() and entry.isalpha())
 
 
 class Writer:
@@ -128,7 +152,7 @@ class Writer:
 
     def _refund_form(self) -> Example:
         form, values = GRAMMAR["refund_form"], self.values()
-        if self.rng.random() < 0.7:
+        if self.rng.random() < 1 - self.invented.stories:
             prompt = f"{self._ask(form)} {self.rng.choice(form['details'])}"
         else:
             prompt = f"{self._ask(form)} {self._pick(form, 'stories')}"
@@ -147,11 +171,13 @@ class Writer:
 
     def _echo(self) -> Example:
         """Words in no order, to be repeated: nothing but copying helps, so this is how copying is learned first."""
-        words = [self._any_word() for _ in range(self.rng.randint(2, 5))]
+        words = [self._any_word() for _ in range(self.rng.randint(*((4, 12) if self.invented.vocabulary else (2, 5))))]
         text = " ".join(words)
         return self._chat("echo", f"{self._ask(GRAMMAR['echo'])} {text}", text, "equals", text, system=False)
 
     def _any_word(self) -> str:
+        if self.invented.vocabulary and self.rng.random() < 0.7:
+            return self.rng.choice(vocabulary_words())
         draw = self.rng.random()
         if draw < 0.4:
             return self._made_up()
@@ -184,7 +210,8 @@ class Writer:
     def _pick(self, entry: dict, key: str) -> str:
         if self.held_out:
             return self.rng.choice(entry[f"{key}_held_out"])
-        return self.rng.choice(entry[key] + (entry.get(f"{key}_late", []) if self.invented.late else []))
+        more = [phrase for suffix in self.invented.phrasings for phrase in entry.get(f"{key}_{suffix}", [])]
+        return self.rng.choice(entry[key] + more)
 
     def _fill(self, template: str) -> str:
         return template.format(**self.values())
@@ -216,12 +243,13 @@ class Writer:
         }
         if not self.held_out:
             words |= {key: self._made_up() for key in self.invented.slots if self.rng.random() < self.invented.share}
-        return template.format(**words, material2=self._word("materials"), people=self._word("people"))
+        return template.format(**({"material2": self._word("materials"), "people": self._word("people")} | words))
 
-    def _made_up(self) -> str:
+    def _made_up(self, start: str = "") -> str:
         piece = self._piece_of_word if self.rng.random() < self.invented.wild else self._syllable
-        word = "".join(piece() for _ in range(self.rng.randint(2, 4)))
-        return word[::-1] if word in HELD_OUT_WORDS else word
+        pieces = self.rng.randint(1 if self.invented.vocabulary else 2, 4) - bool(start)
+        word = start + "".join(piece() for _ in range(pieces))
+        return word[::-1] if word.lower() in HELD_OUT_WORDS else word
 
     def _syllable(self) -> str:
         return self.rng.choice(LEXICON["syllables"])
@@ -229,6 +257,8 @@ class Writer:
     def _piece_of_word(self) -> str:
         if self.rng.random() < 0.3:
             return self.rng.choice(string.ascii_lowercase)
+        if self.invented.vocabulary:
+            return self.rng.choice(vocabulary_words())
         word = self._lexicon_word().lower()
         start = self.rng.randrange(len(word) - 1)
         return word[start : start + self.rng.randint(2, 4)]
@@ -239,6 +269,8 @@ class Writer:
 
     def _name(self, key: str) -> str:
         if not self.held_out and self.rng.random() < self.invented.names:
+            if self.invented.vocabulary and self.rng.random() < 0.5:
+                return self._made_up(self.rng.choice([word for word in vocabulary_words() if word[0].isupper()]))
             return self._made_up().capitalize()
         return self._word(key)
 
@@ -256,9 +288,14 @@ def training_sets(seed: int = SEED, count: int = DOCUMENTS) -> dict[str, Iterato
     return {
         "warm_up.jsonl": chats(seed + 50, count // 2, weights=WARM_UP_WEIGHTS, invented=WARM_UP),
         "train.jsonl": chats(seed, count),
-        "invented.jsonl": chats(seed + 70, count // 3, weights=LATE_WEIGHTS, invented=INVENTED),
-        "late.jsonl": chats(seed + 71, count // 3, weights=LATE_WEIGHTS, invented=LATE),
+        "practice.jsonl": chats(seed + 70, count, weights=PRACTICE_WEIGHTS, invented=PRACTICE),
+        "finish.jsonl": chats(seed + 71, count // 2, weights=FINISH_WEIGHTS, invented=FINISH),
     }
+
+
+def held_out_chats(seed: int = SEED) -> Iterator[Example]:
+    """What the held-out loss of a training log is taken on."""
+    return chats(seed + 100, 500, True, EVALUATION_WEIGHTS)
 
 
 def shop_text(seed: int, count: int) -> str:
@@ -328,7 +365,7 @@ def main() -> None:
     else:
         for name, examples in training_sets(options.seed, options.documents).items():
             write_chats(options.out / name, examples)
-        write_chats(options.out / "held_out.jsonl", chats(options.seed + 100, 500, True, EVALUATION_WEIGHTS))
+        write_chats(options.out / "held_out.jsonl", held_out_chats(options.seed))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """The training loop: next-token prediction with AdamW, warm-up and a cosine schedule, and held-out loss on the way.
 
 It takes any module that maps token ids (batch, time) to logits (batch, time, vocab), directly as our GPT-2 does or in a
-`.logits` field as transformers' models do, so one loop trains the learner's first model and the shipped one.
+`.logits` field as transformers' models do: the learner's first model, the shipped one, a PEFT-wrapped hub model.
 """
 
+import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -15,19 +17,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from labkit.errors import LabError
-
-IGNORED = -100  # a target that does not count in the loss
-DRAWS = 100  # batches drawn in a row without one scored token, after which the windows are too short for the chats
-LOG_COLUMNS = (
-    "step",
-    "train_loss",
-    "val_loss",
-    "learning_rate",
-    "grad_norm",
-    "tokens_per_second",
-    "device",
-    "elapsed_seconds",
+from labkit.training.data import IGNORED, Batches, TokenData
+from labkit.training.parallel import (
+    ALONE,
+    World,
+    average_gradients,
+    gathered,
+    load_whole_state,
+    mean_over,
+    spread,
+    whole_state,
 )
+from labkit.training.precision import Precision, choose_precision
+from labkit.training.speed import flops_per_token, keep_freed_memory, out_of_memory, peak_flops, worth_compiling
+
+EXPLODED = 1.5  # times the loss of even belief over the vocabulary: a train loss above it will not come back
+COMPILE_AFTER = 10  # steps after which the time of a step is known
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class TrainSettings:
     """What a run is made of. The rate rises linearly over `warmup_steps`, then falls along a cosine to a tenth.
 
     `betas`, `weight_decay` and `grad_clip` are those of GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix B).
+    A step sees `accumulate` batches one after the other, so that a large batch fits into a small memory.
     """
 
     steps: int
@@ -48,6 +54,8 @@ class TrainSettings:
     log_every: int = 25
     eval_batches: int = 8
     seed: int = 13
+    accumulate: int = 1
+    precision: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class LogRow:
     """One row of training_log.csv. Losses are nats per scored token; `train_loss` is the mean since the last row.
 
     In the row before the first step there is no such mean, and both losses are the held-out one.
+    `mfu` is the share of the GPU's peak arithmetic that was used (0 to 1), blank where the peak is not known.
     """
 
     step: int
@@ -63,48 +72,259 @@ class LogRow:
     learning_rate: float
     grad_norm: float
     tokens_per_second: float
+    mfu: float | str
     device: str
     elapsed_seconds: float
 
 
-@dataclass(frozen=True)
-class TokenData:
-    """A text as token ids, shape (n,).
+LOG_COLUMNS = tuple(LogRow.__dataclass_fields__)
 
-    `scored` marks the tokens that count as targets (all of them when None; only the assistant's in chats).
-    `starts` are the places where a window may begin (anywhere when None; at the start of a chat in chats).
+
+class Trainer:
+    """One run at one step: model, optimizer, place in the data, and the log so far. `state` is all that a resume needs.
+
+    Losses stay on the device between rows, so that a GPU is never made to wait for the log.
     """
 
-    tokens: np.ndarray
-    scored: np.ndarray | None = None
-    starts: np.ndarray | None = None
+    def __init__(
+        self,
+        model: nn.Module,
+        training: TokenData,
+        held_out: TokenData,
+        settings: TrainSettings,
+        device: str,
+        world: World = ALONE,
+    ):
+        self.settings, self.device, self.world = settings, device, world
+        if device == "cpu":
+            keep_freed_memory()
+        self.precision: Precision = choose_precision(settings.precision, device)
+        self.done = 0
+        with self._within_memory():
+            self.plain = model.to(device).train()
+            self.model = spread(self.plain, world, device)
+        self.optimizer = make_optimizer(self.model, settings)
+        self.scaler = torch.amp.GradScaler(device, enabled=self.precision.scaled)
+        self.flops = flops_per_token(self.plain, settings.block_size)
+        self._training, self._held_out = training, held_out
+        self._batches = self._start_batches(np.random.default_rng(world.seeds(settings.seed)))
+        self.rows: list[LogRow] = []
+        self._losses: list[Tensor] = []
+        self._norm: Tensor | float = 0.0
+        self._elapsed, self._started = 0.0, time.perf_counter()
+        self._mark, self._mark_step = self._started, 0
 
-    def batch(self, rng: np.random.Generator, batch_size: int, block_size: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, each (batch_size, block_size): the target of a token is the token after it.
+    def run(self, on_row: Callable[[LogRow], None], after_step: Callable[["Trainer"], None]) -> list[LogRow]:
+        """Step until the last step: a row before the first, every `log_every`, and at the end.
 
-        Raises LabError for a text shorter than one window, and for windows too short to hold any scored token.
+        Raises LabError when the loss is no number or has exploded, and when memory runs out.
         """
-        last = len(self.tokens) - block_size - 1
-        if last < 0:
-            raise LabError(
-                f"the text has {len(self.tokens)} tokens and one training window needs {block_size + 1}",
-                "give a longer text, or a smaller block size",
-            )
-        for _ in range(DRAWS):
-            inputs, targets = self._draw(rng, batch_size, block_size, last)
-            if (targets != IGNORED).any():
-                return inputs, targets
-        raise LabError(f"{DRAWS} batches of {block_size} tokens reached no answer", "raise the block size")
+        self._started = time.perf_counter()
+        self._set_mark()
+        compile_at = self.done + COMPILE_AFTER
+        try:
+            if not self.rows:
+                self._first_row(on_row)
+            while self.done < self.settings.steps:
+                self.step()
+                if self.done % self.settings.log_every == 0 or self.done == self.settings.steps:
+                    self._add_row(on_row)
+                if self.done == compile_at:
+                    self._compile_if_worth()
+                began = time.perf_counter()
+                after_step(self)
+                self._mark += time.perf_counter() - began
+        finally:
+            self.close()
+        self.plain.eval()
+        return self.rows
 
-    def _draw(self, rng: np.random.Generator, batch_size: int, block_size: int, last: int) -> tuple[Tensor, Tensor]:
-        allowed = None if self.starts is None else self.starts[self.starts <= last]
-        begin = rng.integers(0, last + 1, batch_size) if allowed is None else rng.choice(allowed, batch_size)
-        at = begin[:, None] + np.arange(block_size + 1)
-        window = torch.from_numpy(self.tokens[at].astype(np.int64))
-        targets = window[:, 1:]
-        if self.scored is not None:
-            targets = targets.masked_fill(~torch.from_numpy(self.scored[at[:, 1:]]), IGNORED)
-        return window[:, :-1].contiguous(), targets.contiguous()
+    def step(self) -> None:
+        """One optimizer step over `accumulate` batches."""
+        rate = learning_rate(self.done + 1, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with self._within_memory():
+            losses = [self._backward(last=left == 1) for left in range(self.settings.accumulate, 0, -1)]
+            self.scaler.unscale_(self.optimizer)
+            self._norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        self._losses.append(torch.stack(losses).mean())
+        self.done += 1
+
+    def _backward(self, last: bool) -> Tensor:
+        average_gradients(self.model, self.world, last)
+        inputs, targets = self._batches.next()
+        with self.precision.autocast(self.device):
+            loss = loss_of(self.model, inputs, targets)
+        self.scaler.scale(loss / self.settings.accumulate).backward()
+        return loss.detach()
+
+    @contextlib.contextmanager
+    def _within_memory(self) -> Iterator[None]:
+        """Turns "out of memory", of which every device has its own, into the batch size to try."""
+        try:
+            yield
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            batch, pieces = self.settings.batch_size, self.settings.accumulate
+            windows = "one window" if batch == 1 else f"{batch} windows"
+            what = f"a batch of {windows} does not fit into memory (step {self.done + 1})"
+            smaller = f"--batch-size {batch // 2} --accumulate {2 * pieces}: as many tokens in each step"
+            raise LabError(what, f"try {smaller}" if batch > 1 else "choose a smaller --block-size or --size") from None
+
+    def _first_row(self, on_row: Callable[[LogRow], None]) -> None:
+        loss = self.held_out_loss()
+        self.rows.append(LogRow(0, loss, loss, 0.0, 0.0, 0.0, "", self.device, 0.0))
+        on_row(self.rows[0])
+        self._set_mark()
+
+    def _set_mark(self) -> None:
+        """From here on speed is counted: the time of the held-out loss is not the time of a step."""
+        self._mark, self._mark_step = time.perf_counter(), self.done
+
+    def _add_row(self, on_row: Callable[[LogRow], None]) -> None:
+        mean = self.mean_loss()
+        now = time.perf_counter()
+        batch = self.settings.batch_size * self.settings.block_size * self.settings.accumulate * self.world.size
+        speed = (self.done - self._mark_step) * batch / (now - self._mark)
+        row = LogRow(
+            step=self.done,
+            train_loss=mean,
+            val_loss=self.held_out_loss(),
+            learning_rate=learning_rate(self.done, self.settings),
+            grad_norm=float(self._norm),
+            tokens_per_second=round(speed, 1),
+            mfu=self._mfu(speed),
+            device=self.device,
+            elapsed_seconds=round(self._elapsed + now - self._started, 2),
+        )
+        self.rows.append(row)
+        on_row(row)
+        self._losses = []
+        self._set_mark()
+
+    @property
+    def pending(self) -> bool:
+        """Whether there are steps since the last row."""
+        return bool(self._losses)
+
+    def mean_loss(self) -> float:
+        """Mean train loss since the last row, over all processes. Raises LabError when the run has gone wrong."""
+        mean = mean_over(torch.stack(self._losses).mean(), self.world).item()
+        self._refuse_unsound(mean)
+        return mean
+
+    def check(self) -> None:
+        """Raises LabError when the run has gone wrong, up to the update of the last step.
+
+        The loss of a step is taken before its update, so an update that ruins the weights shows in the gradients' norm
+        first. A scaler (fp16) leaves out such updates by itself.
+        """
+        if not self.precision.scaled and not math.isfinite(float(self._norm)):
+            self._refuse_unsound(math.nan)
+        if self._losses:
+            self._refuse_unsound(self._losses[-1].item())
+            self.mean_loss()
+
+    def _refuse_unsound(self, loss: float) -> None:
+        remedy = "lower the learning rate and run again"
+        if not math.isfinite(loss):
+            raise LabError(f"the loss is no longer a number at step {self.done}", remedy)
+        if loss > EXPLODED * self._ignorance:
+            what = f"the loss rose to {loss:.2f} by step {self.done}, and knowing nothing costs {self._ignorance:.2f}"
+            raise LabError(what, remedy)
+
+    @property
+    def _ignorance(self) -> float:
+        """The loss of even belief, ln(vocabulary), or the run's first held-out loss where that was higher.
+
+        A trained model that goes on with a harder text may well lose more than at first: that is no explosion.
+        """
+        vocabulary = getattr(getattr(self.plain, "config", None), "vocab_size", 1)
+        return max(math.log(vocabulary), self.rows[0].val_loss)
+
+    def _mfu(self, tokens_per_second: float) -> float | str:
+        peak = peak_flops(self.device)
+        return round(self.flops * tokens_per_second / (peak * self.world.size), 4) if peak else ""
+
+    def _compile_if_worth(self) -> None:
+        """Compile when the steps that are left earn it back; where no compiler works, go on without."""
+        self.wait()
+        steps = self.done - self._mark_step
+        if not steps or self.world.size > 1:
+            return
+        each = (time.perf_counter() - self._mark) / steps
+        if worth_compiling(self.device, each, self.settings.steps - self.done):
+            compiled = torch.compile(self.plain)
+            inputs, targets = next(self._eval_batches())
+            with contextlib.suppress(Exception), self.precision.autocast(self.device):
+                loss_of(compiled, inputs.to(self.device), targets.to(self.device)).backward()
+                self.model = compiled
+            self.optimizer.zero_grad(set_to_none=True)
+            self._set_mark()
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """Loss on the same `eval_batches` windows each time, so that two rows of a log can be compared."""
+        self.model.eval()
+        losses = []
+        with self._within_memory(), self.precision.autocast(self.device):
+            for inputs, targets in self._eval_batches():
+                losses.append(loss_of(self.model, inputs.to(self.device), targets.to(self.device)))
+        self.model.train()
+        return torch.stack(losses).mean().item()
+
+    def _eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        rng = np.random.default_rng(self.settings.seed + 1)
+        for _ in range(self.settings.eval_batches):
+            yield self._held_out.batch(rng, self.settings.batch_size, self.settings.block_size)
+
+    def state(self) -> dict:
+        """Tensors, numbers and text only, so that it loads weights-only. In a world every process must call this."""
+        model, optimizer = whole_state(self.plain, self.optimizer, self.world)
+        return {
+            "step": self.done,
+            "model": model,
+            "optimizer": optimizer,
+            "scaler": self.scaler.state_dict(),
+            "positions": gathered(json.dumps(self._batches.position), self.world),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if self.device == "cuda" else torch.zeros(0),
+            "losses": torch.stack(self._losses).cpu() if self._losses else torch.zeros(0),
+            "rows": [asdict(row) for row in self.rows],
+            "elapsed": self._elapsed + time.perf_counter() - self._started,
+        }
+
+    def load(self, state: dict) -> None:
+        """Take up the run that `state` was taken of."""
+        load_whole_state(self.plain, self.optimizer, self.world, state["model"], state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        rng = np.random.default_rng()
+        rng.bit_generator.state = json.loads(state["positions"][self.world.rank])
+        self.close()
+        self._batches = self._start_batches(rng)
+        torch.set_rng_state(state["torch_rng"])
+        if self.device == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"])
+        self.done, self.rows = state["step"], [LogRow(**row) for row in state["rows"]]
+        self._losses = list(state["losses"].to(self.device).unbind())
+        self._elapsed = state["elapsed"]
+
+    def wait(self) -> None:
+        """Until the device has done what it was given: before and after a time is taken."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def close(self) -> None:
+        """End the thread that draws batches."""
+        self._batches.close()
+
+    def _start_batches(self, rng: np.random.Generator) -> Batches:
+        return Batches(self._training, rng, self.settings.batch_size, self.settings.block_size, self.device)
 
 
 def train(
@@ -115,49 +335,8 @@ def train(
     device: str,
     on_row: Callable[[LogRow], None] = lambda row: None,
 ) -> list[LogRow]:
-    """Train `model` in place and return the log: a row before the first step, every `log_every` steps, and at the end.
-
-    Raises LabError when the loss is no longer a number. Losses stay on the device between rows, so a GPU is never
-    made to wait for the log.
-    """
-    model.to(device).train()
-    optimizer = make_optimizer(model, settings)
-    rng = np.random.default_rng(settings.seed)
-    started = mark = time.perf_counter()
-    first_loss = held_out_loss(model, held_out, settings, device)
-    rows = [LogRow(0, first_loss, first_loss, 0.0, 0.0, 0.0, device, 0.0)]
-    on_row(rows[0])
-    losses: list[Tensor] = []
-    for step in range(1, settings.steps + 1):
-        rate = learning_rate(step, settings)
-        batch = training.batch(rng, settings.batch_size, settings.block_size)
-        loss, norm = _train_step(model, optimizer, batch, rate, settings, device)
-        losses.append(loss)
-        if step % settings.log_every and step != settings.steps:
-            continue
-        mean = torch.stack(losses).mean().item()
-        if not math.isfinite(mean):
-            raise LabError(f"the loss is no longer a number at step {step}", "lower the learning rate and run again")
-        now = time.perf_counter()
-        speed = len(losses) * settings.batch_size * settings.block_size / (now - mark)
-        validation = held_out_loss(model, held_out, settings, device)
-        row = LogRow(step, mean, validation, rate, float(norm), round(speed, 1), device, round(now - started, 2))
-        rows.append(row)
-        on_row(row)
-        losses, mark = [], time.perf_counter()
-    model.eval()
-    return rows
-
-
-def _train_step(model, optimizer, batch, rate: float, settings: TrainSettings, device: str) -> tuple[Tensor, Tensor]:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    loss = loss_of(model, *batch, device)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach(), norm
+    """Train `model` in place from beginning to end and return the log. Raises LabError as `Trainer.run` does."""
+    return Trainer(model, training, held_out, settings, device).run(on_row, lambda trainer: None)
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
@@ -176,24 +355,8 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     return settings.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 
-def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor, device: str) -> Tensor:
+def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats over the scored targets."""
-    out = model(inputs.to(device))
+    out = model(inputs)
     logits = out if isinstance(out, Tensor) else out.logits
-    return functional.cross_entropy(logits.flatten(0, 1).float(), targets.to(device).flatten(), ignore_index=IGNORED)
-
-
-@torch.no_grad()
-def held_out_loss(model: nn.Module, data: TokenData, settings: TrainSettings, device: str) -> float:
-    """Loss on the same `eval_batches` windows each time, so that two rows of a log can be compared."""
-    was_training = model.training
-    model.eval()
-    losses = [loss_of(model, *batch, device) for batch in _eval_batches(data, settings)]
-    model.train(was_training)
-    return torch.stack(losses).mean().item()
-
-
-def _eval_batches(data: TokenData, settings: TrainSettings) -> Iterator[tuple[Tensor, Tensor]]:
-    rng = np.random.default_rng(settings.seed + 1)
-    for _ in range(settings.eval_batches):
-        yield data.batch(rng, settings.batch_size, settings.block_size)
+    return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)

@@ -1,5 +1,6 @@
 """Train the embedded model from its recipe: corpus, tokenizer, architecture and settings in one YAML file."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from labkit.environment import choose_device
 from labkit.errors import LabError
 from labkit.evidence import csv_text, write_atomically
-from labkit.training.loop import LOG_COLUMNS, LogRow, TrainSettings, train
+from labkit.training.loop import LOG_COLUMNS, LogRow, Trainer, TrainSettings
+from labkit.training.resume import SNAPSHOT_SECONDS, Snapshots
 from labkit.training.tokens import CHAT_TEMPLATE, CHAT_TOKENS, END_OF_TEXT, encode_chats, train_bpe
 
 
@@ -56,9 +58,18 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def train_from_recipe(
-    path: Path, out: Path, device: str = "auto", on_row: Callable[[LogRow], None] = lambda row: None
+    path: Path,
+    out: Path,
+    device: str = "auto",
+    on_row: Callable[[LogRow], None] = lambda row: None,
+    resume: bool = False,
+    snapshot_seconds: float = SNAPSHOT_SECONDS,
 ) -> list[LogRow]:
-    """Train and save to `out`: weights in bf16 safetensors, tokenizer with chat template, generation config, log."""
+    """Train and save to `out`: weights in bf16 safetensors, tokenizer with chat template, generation config, log.
+
+    With `resume`, a run that was killed goes on where its last snapshot was taken, whichever stage that was in.
+    Raises LabError for a recipe or text that cannot be used, and as `Trainer.run` and `Snapshots.load` do.
+    """
     chosen = choose_device(device)
     recipe = read_recipe(path)
     folder = Path(path).resolve().parent
@@ -69,17 +80,40 @@ def train_from_recipe(
     torch.manual_seed(recipe.stages[0].settings.seed)
     model = LlamaForCausalLM(llama_config(recipe, tokenizer))
     rows: list[LogRow] = []
-    for stage, chats in zip(recipe.stages, texts, strict=True):
+    kept = [Snapshots(out / f"stage_{number}.resume.pt", snapshot_seconds) for number in range(1, len(texts) + 1)]
+    if not resume:
+        for snapshots in kept:
+            snapshots.discard()
+    made_of: dict[str, str] = {}
+    for stage, chats, snapshots in zip(recipe.stages, texts, kept, strict=True):
         done = rows[-1].step if rows else 0
 
         def report(row: LogRow, done: int = done) -> None:
             rows.append(replace(row, step=done + row.step))
             on_row(rows[-1])
 
-        train(model, encode_chats(tokenizer, chats), held_out, stage.settings, chosen.name, report)
+        trainer = Trainer(model, encode_chats(tokenizer, chats), held_out, stage.settings, chosen.name)
+        made_of = _made_of(recipe, stage, folder, f"{chosen.name}, {trainer.precision.name}", made_of)
+        snapshots.describe(made_of)
+        if resume and snapshots.load(trainer):
+            for row in trainer.rows:
+                report(row)
+        trainer.run(report, snapshots.after_step)
+        snapshots.save(trainer)  # what the next stage begins with
     save_chat_model(model, tokenizer, out)
     write_atomically(out / "training_log.csv", csv_text(map(asdict, rows), LOG_COLUMNS).encode())
+    for snapshots in kept:
+        snapshots.discard()
     return rows
+
+
+def _made_of(recipe: Recipe, stage: Stage, folder: Path, device: str, before: dict[str, str]) -> dict[str, str]:
+    """All that must be the same for an interrupted stage to be continued; `before` is that of the stage before."""
+    texts = {"train": stage.train, "held out": recipe.held_out, "tokenizer": recipe.tokenizer}
+    hashes = {name: hashlib.sha256((folder / text).read_bytes()).hexdigest()[:12] for name, text in texts.items()}
+    shape = {"vocab_size": recipe.vocab_size, **recipe.architecture, **asdict(stage.settings), "device": device}
+    earlier = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:12] if before else "none"
+    return hashes | {name: str(value) for name, value in shape.items()} | {"earlier stages": earlier}
 
 
 def read_chats(path: Path) -> list[list[dict[str, str]]]:

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from labkit.training.loop import TokenData
+from labkit.training.data import TokenData
 
+SMALLEST_BPE = 256 + 3  # every byte, and the three special tokens
 END_OF_TEXT = "<|endoftext|>"
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
 # ChatML, the layout of the Qwen family: each turn between <|im_start|>role and <|im_end|>.
@@ -49,11 +50,6 @@ def train_characters(text: str) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return tokenizer
-
-
-def encode_text(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Token ids of `text`, shape (n,), uint16 (a vocabulary here never reaches 65,536)."""
-    return np.array(tokenizer.encode(text).ids, dtype=np.uint16)
 
 
 def encode_chats(tokenizer: Tokenizer, chats: Sequence[Sequence[dict[str, str]]]) -> TokenData:

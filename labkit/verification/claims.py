@@ -6,6 +6,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from labkit.evidence import finite
+from labkit.routes import ACCEPTANCE_STEPS
 from labkit.verification import release_checks as release
 from labkit.verification import service_checks as service
 from labkit.verification import training_checks as training
@@ -37,11 +39,22 @@ def trained(pack: PackReader) -> str:
 
 
 def cuda_accepted(pack: PackReader) -> str:
-    """Only cuda in every place is an acceptance: the environment, the log rows and the trace (they agree by now)."""
+    """Cuda in every place (environment, log rows and trace agree by now), and a run long and well described enough."""
     device = training.log_devices(pack)
     if device != "cuda":
         raise NotYet(f"the run was made on {device}, so it is a smoke test and no CUDA acceptance")
-    return "environment, log rows and trace all say cuda"
+    report, rows = training.run_report(pack), training.log_rows(pack)
+    if report["steps"] < ACCEPTANCE_STEPS:
+        raise NotYet(f"{report['steps']} steps on cuda; an acceptance needs {ACCEPTANCE_STEPS}")
+    for key in ("gpu", "driver"):
+        if str(report.get(key, "none")) in ("", "none"):
+            raise NotYet(f"the run's environment names no {key}")
+    if not (finite(report.get("peak_gpu_memory_mib")) or 0) > 0:
+        raise NotYet("the run recorded no peak of GPU memory")
+    if any(float(row["tokens_per_second"]) <= 0 for row in rows[1:]):
+        raise NotYet("a row of the log has no tokens per second")
+    speed = f"{float(rows[-1]['tokens_per_second']):,.0f} tokens/s"
+    return f"environment, log rows and trace all say cuda: {report['steps']} steps on {report['gpu']}, {speed}"
 
 
 def one_client(pack: PackReader) -> str:

@@ -1,0 +1,110 @@
+"""Commands about the machine, the routes and the pack: env, route, decide, verify, report, run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labkit.cli.app import (
+    DeviceOption,
+    EvidenceOption,
+    JsonOption,
+    ModelOption,
+    RouteOption,
+    app,
+    open_pack,
+    print_json,
+)
+
+
+@app.command()
+def env(as_json: JsonOption = False, device: DeviceOption = "auto") -> None:
+    """Report this machine: Python, CPU, memory, torch, the device and why, GPU, package versions."""
+    from labkit.environment import environment_report
+
+    report = environment_report(device)
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        print(report.as_text(), end="")
+
+
+@app.command()
+def route(name: Annotated[str | None, typer.Argument(help="one route; all three without it")] = None) -> None:
+    """Show the compute routes: what each proves, what it cannot, stop rule, fallback, required artifacts."""
+    from labkit.routes import load_route, load_routes
+
+    for shown in [load_route(name)] if name else load_routes():
+        print(f"{shown.title} ({shown.route})\n  {shown.goal}")
+        for title, items in (("Proves", shown.proves), ("Cannot prove", shown.cannot_prove)):
+            print(f"  {title}:")
+            print("".join(f"    - {item}\n" for item in items), end="")
+        print(f"  Stop rule: {shown.stop_rule}\n  Fallback: {shown.fallback}")
+        print(f"  Required artifacts: {', '.join(shown.required_artifacts)}\n")
+
+
+@app.command()
+def decide(
+    evidence: EvidenceOption = None,
+    route: RouteOption = None,
+    model: ModelOption = "mini-instruct",
+    project: Annotated[Path | None, typer.Option(help="JSON file with the project (default: the chapter's)")] = None,
+) -> None:
+    """Write the model, runtime and route decisions for a project."""
+    from labkit.decisions import example_project, load_project, write_decisions
+
+    wanted = load_project(project) if project else None
+    pack = open_pack(evidence, route or (wanted.available_route if wanted else None))
+    write_decisions(pack, wanted or example_project(pack.route), model)
+    print("wrote model_decision.md, model_runtime_decision.json, open_llm_runbook.json, open_weight_route.json")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="the evidence pack")],
+    as_json: JsonOption = False,
+    lesson: Annotated[str | None, typer.Option(help="only this lesson's artifacts, for example 13.2")] = None,
+) -> None:
+    """Read a pack back: exit 0 when all that is required is supported, 1 not yet, 2 contradicted."""
+    from labkit.verification import verify as read_back
+
+    found = read_back(folder, lesson)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        from labkit.report import print_verification
+
+        print_verification(found)
+    raise typer.Exit(found.exit_code)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="the evidence pack")]) -> None:
+    """Write report.html into a pack: claims, artifacts, plots, in one file without a network."""
+    from labkit.report import write_report
+
+    print(write_report(folder))
+
+
+@app.command()
+def run(
+    route: Annotated[str, typer.Option(help="local_cpu, free_colab or rented_gpu")] = "local_cpu",
+    lesson: Annotated[str | None, typer.Option(help="only this lesson, for example 13.2")] = None,
+    evidence: EvidenceOption = None,
+) -> None:
+    """Run the notebooks in order on a route, keep the executed copies, then verify the pack."""
+    from labkit.report import print_verification, write_report
+    from labkit.verification import verify as read_back
+    from labkit.workbook import RunDisplay, run_workbook
+
+    with RunDisplay() as display:
+        done = run_workbook(route, str(evidence or ""), lesson, display)
+    found = read_back(done.folder, lesson)
+    print_verification(found)
+    print(f"\npack:   {_shown(done.folder)}\nreport: {_shown(write_report(done.folder))}")
+    raise typer.Exit(found.exit_code)
+
+
+def _shown(path: Path) -> Path:
+    here = Path.cwd()
+    return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path

@@ -1,0 +1,116 @@
+"""Commands that ask a model in this process, or the table of models: chat, eval, models, memory."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labkit.cli.app import (
+    MODEL_HELP,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    OutOption,
+    RouteOption,
+    app,
+    open_pack,
+    print_json,
+)
+from labkit.errors import LabError
+from labkit.layout import display_path
+
+
+@app.command()
+def chat(
+    prompt: Annotated[str | None, typer.Option(help="one question; else one is read from each line")] = None,
+    model: ModelOption = "mini-instruct",
+    device: DeviceOption = "auto",
+    note: Annotated[str | None, typer.Option(help="policy note to put before it, such as POL-01")] = None,
+    max_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
+    seed: int = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="also write first_run.md into this pack")] = None,
+    route: RouteOption = None,
+) -> None:
+    """Ask the model a question; with --out, keep the first run as evidence."""
+    from labkit.adaptation.notes import find_note, with_note
+    from labkit.generation import Sampling, load_chat_model, write_first_run
+
+    found = find_note(note) if note else None
+    loaded = load_chat_model(model, device)
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    for question in [prompt] if prompt is not None else (line.strip() for line in sys.stdin):
+        if not question:
+            continue
+        asked = with_note(question, found) if found else question
+        answer = None
+        for piece in loaded.stream([{"role": "user", "content": asked}], sampling):
+            if isinstance(piece, str):
+                print(piece, end="", flush=True)
+            else:
+                answer = piece
+        print()
+        if out:
+            write_first_run(open_pack(out, route), loaded, asked, answer, _own_command())
+
+
+def _own_command() -> str:
+    """The command that is running, as it may stand in an artifact: folders by their last name."""
+    return shlex.join(["labkit", *(display_path(Path(word)) if os.sep in word else word for word in sys.argv[1:])])
+
+
+@app.command("eval")
+def evaluate(
+    cases: Annotated[Path | None, typer.Option(help="CSV of cases (default: data/eval_cases.csv)")] = None,
+    out: OutOption = None,
+    model: Annotated[str | None, typer.Option(help=f"{MODEL_HELP}; not together with --base-url")] = None,
+    base_url: Annotated[str | None, typer.Option(help="evaluate the model behind this server instead")] = None,
+    device: DeviceOption = "auto",
+    max_tokens: int = 96,
+    route: RouteOption = None,
+) -> None:
+    """Ask the fixed cases, judge each answer, and write the results and the failure table by risk."""
+    from labkit.evaluation.cases import EVAL_CASES, load_cases
+    from labkit.evaluation.runner import cases_with_review, evaluate, write_evaluation
+    from labkit.evaluation.targets import endpoint_target, model_target
+    from labkit.generation import Sampling, load_chat_model
+    from labkit.report import print_failures
+
+    if model and base_url:
+        raise LabError("--model and --base-url were both given", "give one of them")
+    asked = load_cases(cases or EVAL_CASES)
+    target = endpoint_target(base_url) if base_url else model_target(load_chat_model(model or "mini-instruct", device))
+    pack = open_pack(out, route)
+    sampling = Sampling(max_tokens=max_tokens)
+    results = evaluate(target, cases_with_review(pack, asked), sampling)
+    print_failures(write_evaluation(pack, results, target, sampling))
+
+
+@app.command()
+def models(family: Annotated[str, typer.Option(help="only this family, for example Qwen")] = "") -> None:
+    """List the models the workbook knows, with licence, sizes and the age of each fact."""
+    from labkit.landscape.models import model_table
+    from labkit.report import print_models
+
+    print_models(model_table(family))
+
+
+@app.command()
+def memory(
+    model: Annotated[str, typer.Argument(help="a model of the landscape, for example Qwen/Qwen2.5-7B-Instruct")],
+    quant: Annotated[str, typer.Option(help="number format, for example bf16, int8, nf4, Q4_K_M")] = "bf16",
+    context: Annotated[int, typer.Option(help="tokens held at once, prompt and answer")] = 4096,
+    batch: Annotated[int, typer.Option(help="sequences at once")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate memory before downloading: weights, KV cache and overhead, in GB and GiB."""
+    from labkit.landscape.memory import memory_estimate
+
+    estimate = memory_estimate(model, quant, context, batch)
+    if as_json:
+        print_json(estimate.as_dict())
+    else:
+        print(estimate.as_text(), end="")

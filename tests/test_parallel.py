@@ -1,0 +1,99 @@
+"""Several processes for one run: the same command under torchrun, with DDP and with FSDP."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from labkit.errors import LabError
+from labkit.evidence import read_csv, read_json
+from labkit.training.parallel import ALONE, WAYS, World, join_world
+from labkit.training.run_files import RUN_FOLDER, load_mini_gpt2
+
+TRAIN = ("train", "--device", "cpu", "--size", "tiny", "--steps", "12")
+
+
+def torchrun(*words: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+def trained(*words: object) -> str:
+    """What a run that must end well printed."""
+    done = torchrun("-m", "labkit.cli", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Runs that nobody interrupts: for each way its folder and what it printed."""
+    folders = {way: tmp_path_factory.mktemp(way) for way in WAYS}
+    return {way: (out, trained(*TRAIN, "--parallel", way, "--out", out)) for way, out in folders.items()}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_train_one_model_and_one_of_them_writes(straight, way):
+    out, printed = straight[way]
+    rows = read_csv(out / RUN_FOLDER / "training_log.csv")
+    assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"])
+    report = read_json(out / RUN_FOLDER / "environment_report.json")
+    assert (report["processes"], report["parallel"]) == (2, way)
+    assert printed.count("smoke test: held-out loss") == 1
+    again = (
+        f"torchrun --nproc-per-node 2 -m labkit.cli train --out DIR --device cpu --steps 12 --seed 13 --parallel {way}"
+    )
+    assert again in (out / RUN_FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+def test_shares_of_a_model_learn_what_copies_of_it_learn(straight):
+    """FSDP and DDP compute the same step in another order; the checkpoint of shares is whole again."""
+    folders = [straight[way][0] / RUN_FOLDER for way in WAYS]
+    for one, other in zip(*(read_csv(folder / "training_log.csv") for folder in folders), strict=True):
+        assert float(one["val_loss"]) == pytest.approx(float(other["val_loss"]), abs=2e-3)
+    weights = [load_mini_gpt2(folder / "mini_gpt2_checkpoint.pt")[0] for folder in folders]
+    for one, other in zip(*(model.parameters() for model in weights), strict=True):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=5e-3)
+
+
+KILLED = """
+import os, signal
+from labkit.training.loop import Trainer
+honest = Trainer.step
+def dying(trainer):
+    if trainer.done == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    honest(trainer)
+Trainer.step = dying
+from labkit.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_processes_go_on_together(straight, tmp_path, way):
+    (tmp_path / "killed.py").write_text(KILLED)
+    out = tmp_path / "run"
+    train = (*TRAIN, "--parallel", way, "--out", out)
+    assert torchrun(tmp_path / "killed.py", *train).returncode != 0
+    assert not (out / RUN_FOLDER).exists()
+    trained(*train, "--resume")
+    logs = [read_csv(folder / RUN_FOLDER / "training_log.csv") for folder in (out, straight[way][0])]
+    names = ("step", "train_loss", "val_loss", "grad_norm")
+    assert [[row[name] for name in names] for row in logs[0]] == [[row[name] for name in names] for row in logs[1]]
+
+
+def test_process_0_draws_what_a_single_process_draws():
+    assert ALONE.seeds(13) == World(0, 2).seeds(13) == 13
+    assert World(1, 2).seeds(13) == [13, 1]
+
+
+def test_an_unknown_way_and_too_many_processes_are_refused(monkeypatch):
+    with pytest.raises(LabError, match="no parallel way called 'magic'"):
+        join_world("cpu", "magic")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(LabError, match="process 1 has no GPU of its own"):
+        join_world("cuda")
