@@ -44,6 +44,6 @@ lint: setup  ## check style, format and the floors
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-mini-instruct: setup  ## train the embedded model again, with the command that made it (80 minutes; goes on after a stop)
+mini-instruct: setup  ## train the embedded model again, with the command that made it (an hour and a half; goes on after a stop)
 	$(BIN)/python data/corpus/generate.py
 	$(BIN)/labkit train --recipe data/models/mini-instruct/recipe.yaml --out data/models/mini-instruct --resume

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from labkit.evidence import finite
 from labkit.routes import Route
+from labkit.training.log import trace_line
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
 PALETTE = (BLUE, ORANGE, GREEN, VERMILION, "#56B4E9", "#CC79A7", "#F0E442")
@@ -103,8 +104,6 @@ class LiveLoss:
         """Add one row of the training log; pass this method to a training loop as its callback."""
         self.rows.append(row)
         if _unwatched():
-            from labkit.training.run_files import trace_line
-
             print(trace_line(row), flush=True)
         elif self._clock() - self._last >= self._every:
             self._draw()

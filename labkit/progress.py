@@ -4,8 +4,7 @@ import sys
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from labkit.training.loop import LogRow
-from labkit.training.run_files import trace_line
+from labkit.training.log import LogRow, trace_line
 
 
 class StepDisplay:

@@ -87,6 +87,7 @@ def test_train_on_a_device_that_is_absent_leaves_no_file(tmp_path):
         (("--text", "nothing.txt"), "nothing.txt cannot be read"),
         (("--recipe", "nothing.yaml"), "nothing.yaml is not a recipe"),
         (("--recipe", "nothing.yaml", "--steps", "3"), "a recipe sets its text, sizes and steps itself"),
+        (("--recipe", "nothing.yaml", "--size", "mini"), "a recipe sets its text, sizes and steps itself"),
         (("--precision", "fp16", "--device", "cpu"), "fp16 training needs a CUDA device"),
         (("--batch-size", "\u00b2"), "is no batch size"),
         (("--route", "moon"), "no route called 'moon'"),

@@ -9,7 +9,7 @@ import pytest
 from labkit import plots
 from labkit.landscape.memory import MemoryEstimate
 from labkit.routes import load_routes
-from labkit.training.loop import LogRow
+from labkit.training.log import LogRow
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -54,7 +54,7 @@ def test_a_loss_that_is_no_number_is_left_out():
 
 
 def test_rows_may_be_the_loops_own_objects():
-    from labkit.training.loop import LogRow
+    from labkit.training.log import LogRow
 
     made = [LogRow(step, 5.0 - step, 5.1 - step, 0.0, 0.0, 0.0, "", "cpu", 0.0) for step in (0, 1, 2)]
     assert list(plots.loss_curve(made).axes[0].lines[0].get_ydata()) == [5.0, 4.0, 3.0]

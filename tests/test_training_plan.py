@@ -13,14 +13,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from labkit.errors import LabError
+from labkit.evidence import read_json
 from labkit.gpt2 import GPT2, GPT2Config
 from labkit.training import loop, precision, speed
 from labkit.training.data import TokenData, read_tokens, token_file
+from labkit.training.log import trace_line
 from labkit.training.loop import Trainer, TrainSettings, train
 from labkit.training.mini_gpt2 import train_mini_gpt2
 from labkit.training.parallel import World
 from labkit.training.plan import EVALUATION_STEPS, MiniRun, as_interrupted, check_run, measured, settings_of
-from labkit.training.run_files import repeat_command, trace_line
+from labkit.training.run_files import RUN_FOLDER, repeat_command
 from labkit.training.sizes import SIZES
 from labkit.training.tokens import train_bpe
 
@@ -85,8 +87,13 @@ def test_the_batch_stops_where_memory_does():
 def test_minutes_and_auto_work_for_real(tmp_path):
     run = MiniRun.of_size("tiny", minutes=0.02, batch_size=0)
     done = train_mini_gpt2(tmp_path, run, "cpu")
-    assert done.run.batch_size >= 4
-    assert done.rows[-1].step == done.run.steps >= 2
+    assert done.rows[-1].step == done.run.steps
+    report = read_json(tmp_path / RUN_FOLDER / "environment_report.json")
+    assert report["batch_size"] == done.run.batch_size > 0
+    command = repeat_command(done.run, "cpu")  # what was measured stands in it as a number
+    assert f"--steps {done.run.steps} " in command
+    assert f"--batch-size {done.run.batch_size} " in command
+    assert "minutes" not in command
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The command that trains: mini GPT-2 on a text, or a chat model from a recipe."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,12 @@ import typer
 from labkit.cli.app import DeviceOption, RouteOption, app, open_pack
 from labkit.errors import LabError
 
+WITH_RECIPE = ("recipe", "out", "device", "resume", "snapshot_seconds")
+
 
 @app.command()
 def train(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", help="folder for the training run, usually the evidence pack")],
     size: Annotated[str, typer.Option(help="tiny, mini, small or gpt2-124m: sets all of the numbers below")] = "mini",
     steps: Annotated[int | None, typer.Option(help="optimizer steps")] = None,
@@ -30,17 +34,14 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="highest rate of the schedule")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
     resume: Annotated[bool, typer.Option(help="go on with the run that was interrupted in --out")] = False,
-    snapshot_seconds: Annotated[float, typer.Option(help="how often a resumable snapshot is written")] = 20.0,
+    snapshot_seconds: Annotated[float, typer.Option(help="between snapshots; torchrun: one a log row")] = 20.0,
     parallel: Annotated[str, typer.Option(help="under torchrun: ddp or fsdp")] = "ddp",
     recipe: Annotated[Path | None, typer.Option(help="train the chat model of a recipe.yaml instead")] = None,
     route: RouteOption = None,
 ) -> None:
     """Train mini GPT-2 on a text, or a chat model from a recipe."""
     if recipe:
-        own = (steps, text, batch_size, accumulate, block_size, vocab_size, n_layer, n_head, n_embd, learning_rate)
-        if any(value is not None for value in own) or minutes or "WORLD_SIZE" in os.environ:
-            what = "a recipe sets its text, sizes and steps itself and trains in one process"
-            raise LabError(what, "give --recipe with --out, --device and --resume only")
+        _check_recipe_alone(name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE")
         _train_recipe(recipe, out, device, resume, snapshot_seconds)
         return
     from labkit.environment import choose_device
@@ -84,6 +85,13 @@ def _train(run, out: Path, route: str | None, world, **how: object) -> None:
         result = train_into_pack(open_pack(out, route), run, on_row=display, world=world, **how)
     print(f"{result.verdict}: held-out loss {result.rows[0].val_loss:.4f} -> {result.rows[-1].val_loss:.4f}")
     print(f"sample: {result.sample!r}")
+
+
+def _check_recipe_alone(given: Iterable[str]) -> None:
+    """Raises LabError for an option that a recipe would ignore, and for several processes."""
+    if set(given) - set(WITH_RECIPE) or "WORLD_SIZE" in os.environ:
+        what = "a recipe sets its text, sizes and steps itself and trains in one process"
+        raise LabError(what, "give --recipe with --out, --device, --resume and --snapshot-seconds only")
 
 
 def _batch_size(text: str | None) -> int | None:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from labkit.errors import LabError
 from labkit.training.data import IGNORED, Batches, TokenData
+from labkit.training.log import LogRow
 from labkit.training.parallel import (
     ALONE,
     World,
@@ -56,28 +57,6 @@ class TrainSettings:
     seed: int = 13
     accumulate: int = 1
     precision: str = "auto"
-
-
-@dataclass(frozen=True)
-class LogRow:
-    """One row of training_log.csv. Losses are nats per scored token; `train_loss` is the mean since the last row.
-
-    In the row before the first step there is no such mean, and both losses are the held-out one.
-    `mfu` is the share of the GPU's peak arithmetic that was used (0 to 1), blank where the peak is not known.
-    """
-
-    step: int
-    train_loss: float
-    val_loss: float
-    learning_rate: float
-    grad_norm: float
-    tokens_per_second: float
-    mfu: float | str
-    device: str
-    elapsed_seconds: float
-
-
-LOG_COLUMNS = tuple(LogRow.__dataclass_fields__)
 
 
 class Trainer:

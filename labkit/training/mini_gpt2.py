@@ -8,7 +8,7 @@ import torch
 from labkit.environment import environment_report
 from labkit.evidence import Pack
 from labkit.gpt2 import GPT2
-from labkit.training.loop import LogRow
+from labkit.training.log import LogRow
 from labkit.training.parallel import ALONE, World
 from labkit.training.plan import MiniRun, as_interrupted, check_run, measured, prepare, tokens_per_second
 from labkit.training.resume import SNAPSHOT_SECONDS, Snapshots
@@ -37,10 +37,10 @@ def train_mini_gpt2(
 ) -> FinishedRun | None:
     """Train and write RUN_FOLDER and TRACE into `out`. The same seed and machine give the same losses on a CPU.
 
-    With `resume`, a run that was killed goes on from its last snapshot: the log then has the losses of a run that was
-    never interrupted. Raises LabError before anything is written for an absent device, an unusable text, or fewer
-    than two steps, and later as `Trainer.run` does; then the last good snapshot stays. Returns None in a process of
-    `world` that writes nothing.
+    With `resume`, a run that was killed goes on from its last snapshot: on a CPU the log then has the losses of a run
+    that was never interrupted. Raises LabError before anything is written for an absent device, an unusable text, or
+    numbers that make no run, and later as `Trainer.run` does; then the last good snapshot stays. Returns None in a
+    process of `world` that writes nothing.
     """
     report = environment_report(device)
     check_run(run, report.device, world)

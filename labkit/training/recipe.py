@@ -14,7 +14,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from labkit.environment import choose_device
 from labkit.errors import LabError
 from labkit.evidence import csv_text, write_atomically
-from labkit.training.loop import LOG_COLUMNS, LogRow, Trainer, TrainSettings
+from labkit.training.log import LOG_COLUMNS, LogRow
+from labkit.training.loop import Trainer, TrainSettings
 from labkit.training.resume import SNAPSHOT_SECONDS, Snapshots
 from labkit.training.tokens import CHAT_TEMPLATE, CHAT_TOKENS, END_OF_TEXT, encode_chats, train_bpe
 
@@ -93,7 +94,7 @@ def train_from_recipe(
             on_row(rows[-1])
 
         trainer = Trainer(model, encode_chats(tokenizer, chats), held_out, stage.settings, chosen.name)
-        made_of = _made_of(recipe, stage, folder, f"{chosen.name}, {trainer.precision.name}", made_of)
+        made_of = _made_of(recipe, stage, folder, trainer, made_of)
         snapshots.describe(made_of)
         if resume and snapshots.load(trainer):
             for row in trainer.rows:
@@ -107,11 +108,12 @@ def train_from_recipe(
     return rows
 
 
-def _made_of(recipe: Recipe, stage: Stage, folder: Path, device: str, before: dict[str, str]) -> dict[str, str]:
+def _made_of(recipe: Recipe, stage: Stage, folder: Path, trainer: Trainer, before: dict[str, str]) -> dict[str, str]:
     """All that must be the same for an interrupted stage to be continued; `before` is that of the stage before."""
     texts = {"train": stage.train, "held out": recipe.held_out, "tokenizer": recipe.tokenizer}
     hashes = {name: hashlib.sha256((folder / text).read_bytes()).hexdigest()[:12] for name, text in texts.items()}
-    shape = {"vocab_size": recipe.vocab_size, **recipe.architecture, **asdict(stage.settings), "device": device}
+    shape = {"vocab_size": recipe.vocab_size, **recipe.architecture, **asdict(stage.settings)}
+    shape |= {"device": trainer.device, "precision": trainer.precision.name}
     earlier = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:12] if before else "none"
     return hashes | {name: str(value) for name, value in shape.items()} | {"earlier stages": earlier}
 

@@ -19,7 +19,7 @@ from labkit.evidence import csv_text, json_text, write_atomically
 from labkit.gpt2 import GPT2, GPT2Config
 from labkit.layout import display_path
 from labkit.routes import ACCEPTANCE_STEPS
-from labkit.training.loop import LOG_COLUMNS, LogRow
+from labkit.training.log import LOG_COLUMNS, LogRow, trace_line
 from labkit.training.parallel import ALONE, World
 from labkit.training.plan import SHOP_TEXT, MiniRun
 from labkit.training.precision import Precision
@@ -131,14 +131,6 @@ def trace_text(done: FinishedRun, sample: str) -> str:
         f"sample: {sample!r}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def trace_line(row: LogRow) -> str:
-    share = f" | MFU {row.mfu:.1%}" if row.mfu != "" else ""
-    return (
-        f"step {row.step} | train loss {row.train_loss:.4f} | held-out loss {row.val_loss:.4f} | "
-        f"learning rate {row.learning_rate:.2e} | {row.tokens_per_second:.0f} tokens/s{share} | {row.device}"
-    )
 
 
 def load_mini_gpt2(path: Path) -> tuple[GPT2, Tokenizer]:
