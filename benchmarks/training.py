@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,11 @@ NANO_OWN = {"learning_rate": 1e-3, "lr_decay_iters": 2000, "min_lr": 1e-4, "beta
 
 @dataclass(frozen=True)
 class Equal:
-    """One of the equal runs. Speed leaves out the first tenth of the steps; seconds count from the command."""
+    """One of the equal runs. Speed leaves out the first tenth of the steps; seconds count from the command.
+
+    `first_step_seconds` is until the first step is done. nanoGPT prints a line then; labkit prints one before that step,
+    and the time of a step is added.
+    """
 
     who: str
     tokens_per_second: float
@@ -66,7 +70,19 @@ class Race:
 
 
 def our_command(run: MiniRun, folder: Path) -> list[str]:
-    words = ["-m", "labkit.cli", "train", "--device", "cpu", "--precision", "fp32", "--steps", run.steps]
+    words = [
+        "-m",
+        "labkit.cli",
+        "train",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--steps",
+        run.steps,
+        "--seed",
+        run.seed,
+    ]
     return [sys.executable, *map(str, words), "--out", str(folder)]
 
 
@@ -82,7 +98,8 @@ def our_equal_run(run: MiniRun, prepared: Prepared, folder: Path) -> Equal:
     rows = [(when, *found.groups()) for when, line in lines if (found := OUR_ROW.search(line))]
     speed = statistics.median(float(row[3]) for row in rows if int(row[1]) > run.steps // 10)
     model, _ = load_mini_gpt2(folder / RUN_FOLDER / CHECKPOINT)
-    return Equal("labkit", speed, whole_loss(model, prepared), rows[0][0], seconds, memory)
+    first = rows[0][0] + run.batch_size * run.block_size / speed
+    return Equal("labkit", speed, whole_loss(model, prepared), first, seconds, memory)
 
 
 def nano_equal_run(run: MiniRun, prepared: Prepared, folder: Path, nano: Path) -> Equal:
@@ -190,7 +207,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         theirs = nano_command(run, folder, **NANO_OWN, max_iters=2000, eval_interval=30, eval_iters=8)
-        for _ in range(options.repeats):
+        for number in range(options.repeats):
+            run = replace(run, seed=MiniRun.seed + number)
             equal += [our_equal_run(run, prepared, folder), nano_equal_run(run, prepared, folder, nano)]
             races.append(race("labkit", our_command(run, folder), HERE.parent, OUR_ROW, options.target))
             races.append(race("nanoGPT", theirs, nano, NANO_LOSS, options.target))

@@ -73,7 +73,7 @@ def test_another_run_is_refused_and_the_difference_is_named(tmp_path):
     interrupted(tmp_path, 4)
     for change, said in (
         ({"steps": 30}, "steps was 20 and is 30"),
-        ({"learning_rate": 1e-4}, "learning_rate was 0.003 and is 0.0001"),
+        ({"learning_rate": 1e-4}, "learning_rate was 0.004 and is 0.0001"),
         ({"n_embd": 64}, "n_embd was 32 and is 64"),
         ({"vocab_size": 300}, "tokens was"),
     ):

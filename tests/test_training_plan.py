@@ -21,7 +21,15 @@ from labkit.training.log import trace_line
 from labkit.training.loop import Trainer, TrainSettings, train
 from labkit.training.mini_gpt2 import train_mini_gpt2
 from labkit.training.parallel import World
-from labkit.training.plan import EVALUATION_STEPS, MiniRun, as_interrupted, check_run, measured, settings_of
+from labkit.training.plan import (
+    EVALUATION_STEPS,
+    MODEL_FIELDS,
+    MiniRun,
+    as_interrupted,
+    check_run,
+    measured,
+    settings_of,
+)
 from labkit.training.run_files import RUN_FOLDER, repeat_command
 from labkit.training.sizes import SIZES
 from labkit.training.tokens import train_bpe
@@ -49,7 +57,7 @@ def test_sizes_follow_their_rules():
         assert size.n_embd == head * size.n_head
         if name != "gpt2-124m":
             assert (size.n_embd, size.block_size) == (32 * size.n_layer, size.n_embd // 2)
-            assert size.learning_rate == pytest.approx(3e-3 * 128 / size.n_embd)
+            assert size.learning_rate == pytest.approx(4e-3 * 128 / size.n_embd)
 
 
 def test_gpt2_124m_has_the_published_number_of_parameters():
@@ -306,9 +314,55 @@ def test_mfu_is_shown_only_where_the_peak_is_known():
     assert "MFU 45.2%" in trace_line(replace(row, mfu=0.452, device="cuda"))
 
 
-def test_first_loss_is_that_of_even_belief():
-    rows = train(small_model(), DATA, DATA, TrainSettings(steps=1, block_size=16), "cpu")
-    assert rows[0].val_loss == pytest.approx(math.log(50), rel=0.05)
+@pytest.mark.parametrize(("size", "vocabulary"), [("tiny", 512), ("mini", 1024), ("mini", 60), ("small", 2048)])
+def test_first_loss_is_that_of_even_belief(size, vocabulary):
+    """For the sizes that people train, and for a vocabulary of characters."""
+    torch.manual_seed(0)
+    sizes = {name: getattr(SIZES[size], name) for name in MODEL_FIELDS}
+    model = GPT2(GPT2Config(vocab_size=vocabulary, **sizes))
+    inputs, targets = torch.randint(0, vocabulary, (2, 8, model.config.block_size))
+    with torch.no_grad():
+        assert loop.loss_of(model, inputs, targets).item() == pytest.approx(math.log(vocabulary), rel=0.05)
+
+
+def test_the_optimizer_is_torchs_adamw():
+    """Bit for bit, and a state of one is a state of the other."""
+    weights = {}
+    for kind in (torch.optim.AdamW, loop.EagerAdamW):
+        model = small_model()
+        optimizer = kind(model.parameters(), lr=1e-2, fused=True)
+        for number in range(4):
+            if number == 2:
+                held, optimizer = optimizer.state_dict(), torch.optim.AdamW(model.parameters(), fused=True)
+                optimizer.load_state_dict(held)
+            model(torch.arange(16).unsqueeze(0)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights[kind] = model.state_dict()
+    for name, weight in weights[torch.optim.AdamW].items():
+        assert torch.equal(weight, weights[loop.EagerAdamW][name])
+
+
+def test_a_run_with_a_snapshot_and_a_resume_never_loads_the_compiler(tmp_path):
+    """It takes as long as the rest of the start, and a run on a CPU compiles nothing."""
+    code = f"""
+import contextlib, sys
+from labkit.training.mini_gpt2 import train_mini_gpt2
+from labkit.training.plan import MiniRun
+
+def pull_the_plug(row):
+    if row.step == 20:
+        raise KeyboardInterrupt
+
+run = MiniRun.of_size("tiny", steps=30)
+with contextlib.suppress(KeyboardInterrupt):
+    train_mini_gpt2({str(tmp_path)!r}, run, "cpu", on_row=pull_the_plug, snapshot_seconds=0.0)
+steps = []
+train_mini_gpt2({str(tmp_path)!r}, run, "cpu", on_row=lambda row: steps.append(row.step), resume=True)
+assert steps[0] == 0 and steps[-1] == 30
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")

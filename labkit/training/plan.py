@@ -47,7 +47,7 @@ class MiniRun:
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 128
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     accumulate: int = 1
     precision: str = "auto"
     minutes: float = 0.0
