@@ -48,8 +48,8 @@ NANO_OWN = {"learning_rate": 1e-3, "lr_decay_iters": 2000, "min_lr": 1e-4, "beta
 class Equal:
     """One of the equal runs. Speed leaves out the first tenth of the steps; seconds count from the command.
 
-    `first_step_seconds` is until the first step is done. nanoGPT prints a line then; labkit prints one before that step,
-    and the time of a step is added.
+    `first_step_seconds` is until the first step is done. nanoGPT prints a line then; labkit prints one before that
+    step, and the time of a step is added.
     """
 
     who: str
