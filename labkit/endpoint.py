@@ -47,6 +47,19 @@ def open_client(base_url: str, api_key: str | None = None, timeout: float = 120,
     )
 
 
+def open_http(base_url: str, timeout: float):
+    """Plain HTTP to a server, with its key, for what the openai client would mend or hide; close it after use.
+
+    Each request has a connection of its own, because some servers drop the one on which they have failed.
+    """
+    import httpx2
+
+    root, limits = root_url(base_url), httpx2.Limits(max_keepalive_connections=0)
+    return httpx2.Client(
+        base_url=root, headers=auth_headers(), timeout=timeout, limits=limits, trust_env=not _loopback(root)
+    )
+
+
 def read_json_page(url: str, timeout: float = 5) -> object:
     """The JSON at `url`, or None where the answer is no JSON. Raises OSError or HTTPException when nothing answers."""
     opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if _loopback(url) else []))
@@ -77,7 +90,7 @@ def read_health(root: str, timeout: float = 5) -> dict:
 
 
 def first_model(client) -> str:
-    """The first model that the server lists. Raises LabError when it lists none, refuses, or does not answer."""
+    """The first model that the server lists. Raises LabError when it lists none, refuses, or is no such server."""
     import openai
 
     root = str(client.base_url).rstrip("/").removesuffix("/v1")
@@ -88,6 +101,9 @@ def first_model(client) -> str:
     except openai.APIError as error:
         next_step = "start one with `labkit serve`, or check --base-url"
         raise LabError(f"no server answers at {root}: {error.message}", next_step) from None
+    except (AttributeError, TypeError, ValueError):  # a web page, or JSON of another shape
+        next_step = "check that --base-url is an OpenAI-compatible server, or give the model's name with --model"
+        raise LabError("the answer at /v1/models is no list of models", next_step, root) from None
     except StopIteration:
         raise LabError("the server lists no model", "give the model's name with --model", root) from None
 

@@ -174,21 +174,41 @@ def failure_table(summary: Mapping) -> Plot:
 
 
 def latency_plot(benchmark: Mapping) -> Plot:
-    """Latency of each request of benchmark.json, with p50 and p95, in milliseconds."""
-    latencies = [number for row in benchmark["rows"] if (number := finite(row.get("latency_ms"))) is not None]
+    """Latency of each request of benchmark.json, with p50 (line) and p95 (dashes) of each level, in milliseconds."""
     figure = Plot()
     axes = figure.subplots()
-    axes.plot(range(1, len(latencies) + 1), latencies, "o", color=BLUE, label="one request")
-    for key, style in (("p50_ms", "-"), ("p95_ms", "--")):
-        if (value := finite(benchmark.get(key))) is not None:
-            axes.axhline(value, color=VERMILION, linestyle=style, label=f"{key.removesuffix('_ms')} {value:.0f} ms")
+    for level, colour in zip(benchmark["levels"], _colours(len(benchmark["levels"])), strict=True):
+        rows = [row for row in benchmark["rows"] if row["concurrency"] == level["concurrency"]]
+        latencies = [number for row in rows if (number := finite(row.get("latency_ms"))) is not None]
+        label = f"{level['concurrency']} at a time: p50 {level['p50_ms']:.0f} ms, p95 {level['p95_ms']:.0f} ms"
+        axes.plot(range(1, len(latencies) + 1), latencies, "o", color=colour, label=label)
+        for key, style in (("p50_ms", "-"), ("p95_ms", "--")):
+            axes.axhline(level[key], color=colour, linestyle=style)
     axes.set_ylim(bottom=0)
     _whole_numbers(axes, "x")
-    where = f"{benchmark.get('model', 'model')} on {benchmark.get('route', 'this machine')}"
-    axes.set(xlabel="request", ylabel="latency (ms)", title=f"{where}, {benchmark.get('concurrency', 1)} at a time")
+    axes.set(xlabel="request", ylabel="latency (ms)", title=_measured_on(benchmark))
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
+
+
+def throughput_plot(benchmark: Mapping) -> Plot:
+    """What more clients at once gain and what each of them pays: tokens per second and p95 against concurrency."""
+    figure = Plot(8.0, 3.4)
+    clients = [level["concurrency"] for level in benchmark["levels"]]
+    panels = (("tokens_per_second", "tokens per second", BLUE), ("p95_ms", "p95 latency (ms)", VERMILION))
+    for axes, (key, label, colour) in zip(figure.subplots(1, 2), panels, strict=True):
+        axes.plot(clients, [level[key] for level in benchmark["levels"]], "o-", color=colour)
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(clients)
+        axes.set(xlabel="clients at once", ylabel=label)
+        axes.grid(alpha=0.3)
+    figure.suptitle(_measured_on(benchmark), fontsize="medium")
+    return figure
+
+
+def _measured_on(benchmark: Mapping) -> str:
+    return f"{benchmark['model']} on {benchmark['route']} ({benchmark['device']}): {benchmark['claim']}"
 
 
 def memory_bars(estimates: Sequence, card_gib: float | None = None) -> Plot:

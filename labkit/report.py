@@ -7,6 +7,8 @@ a pack may be a stranger's.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,16 +21,24 @@ from rich.text import Text
 
 from labkit.errors import LabError
 from labkit.evidence import finite, read_csv, read_json, read_manifest, utc_now, write_atomically
+from labkit.landscape.tables import banner, shown
+from labkit.serving.engines import CAPABILITIES, REMOTE, Engine
 from labkit.verification import Finding, Verdict, Verification, verify
 
 REPORT = "report.html"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 STYLES = {Verdict.SUPPORTED: "green", Verdict.NOT_YET: "yellow", Verdict.CONTRADICTED: "bold red"}
+CONFORMANCE_STYLES = {"supported": "green", "ignored": "bold red", "wrong": "bold red", "not offered": "dim"}
 CONCLUSIONS = {
     0: "Everything that the route requires is supported.",
     1: "Something that the route requires is not there yet.",
     2: "Files contradict each other: this pack claims more than it shows.",
 }
+
+RUNTIME_WORDS = """\
+An engine's exact command:  labkit serve --runtime ENGINE --model MODEL --dry-run
+A remote API, the same test:  LABKIT_API_KEY="$MISTRAL_API_KEY" \\
+    labkit smoke --base-url https://api.mistral.ai/v1 --model MODEL"""
 
 
 def print_verification(verification: Verification, console: Console | None = None) -> None:
@@ -62,6 +72,24 @@ def print_failures(summary: Mapping, console: Console | None = None) -> None:
     console.print(failures)
 
 
+def print_conformance(found: Mapping, console: Console | None = None) -> None:
+    """conformance.json as a table for each group, the count of each verdict, and what they do not prove."""
+    console = console or Console(highlight=False)
+    console.print(Text(f"{found['base_url']}, model {found['model']}"))
+    for group, rows in groupby(found["findings"], key=itemgetter("group")):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column(group, no_wrap=True, min_width=23)
+        table.add_column("verdict", no_wrap=True, min_width=11)
+        table.add_column("detail", overflow="fold")
+        for row in rows:
+            style = CONFORMANCE_STYLES.get(row["verdict"], "yellow")
+            table.add_row(Text(row["feature"]), Text(row["verdict"], style=style), Text(row["detail"]))
+        console.print(table)
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in found["counts"].items())
+    console.print(Text(counts, style="bold"))
+    console.print(Text(found["not_proved"]))
+
+
 def print_models(rows: Sequence[Mapping[str, str]], console: Console | None = None) -> None:
     """The landscape's checkpoints, the whole id always legible; sources and the rest are in data/landscape."""
     table = Table("model", "total (B)", "active (B)", "licence", "age")
@@ -70,6 +98,89 @@ def print_models(rows: Sequence[Mapping[str, str]], console: Console | None = No
     for row in rows:
         table.add_row(*(row[column.header] for column in table.columns))
     (console or Console()).print(table)
+
+
+def print_runtimes(engines: Sequence[Engine], console: Console | None = None) -> None:
+    """The engines that labkit starts, the remote APIs, and what each can do, in 100 columns."""
+    console = console or Console(highlight=False)
+    here = _plain_table("engine", "port", "health", "key variable", "needs", "tried")
+    away = _plain_table("remote API", "base URL", "key variable", "tried")
+    able = _plain_table("can it?", *(capability.replace("_", " ") for capability in CAPABILITIES))
+    for engine in engines:
+        key = engine.key_variable or "none"
+        if engine.kind == REMOTE:
+            away.add_row(engine.name, engine.base_url, key, engine.tried)
+        else:
+            port = "own" if engine.port is None else str(engine.port)
+            here.add_row(engine.name, port, engine.health, key, engine.needs, engine.tried)
+        able.add_row(engine.name, *(shown(getattr(engine, capability)) for capability in CAPABILITIES))
+    for table in (here, away, able):
+        console.print(table)
+    console.print(f"{RUNTIME_WORDS}\n{banner('Runtimes', engines)}", markup=False)
+
+
+def _plain_table(*headers: str) -> Table:
+    """A table whose cells stay on one line, because people type what stands there."""
+    table = Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in table.columns:
+        column.no_wrap, column.overflow = True, "fold"
+    return table
+
+
+LEVEL_COLUMNS = {
+    "clients": "concurrency",
+    "tokens/s": "tokens_per_second",
+    "req/s": "requests_per_second",
+    "TTFT": "ttft_p50_ms",
+    "TPOT": "tpot_p50_ms",
+    "p50": "p50_ms",
+    "p95": "p95_ms",
+    "p99": "p99_ms",
+    "MiB": "peak_memory_mib",
+    "errors": "errors",
+}
+
+
+def print_benchmark(report: Mapping, console: Console | None = None) -> None:
+    """The levels of benchmark.json, times in ms, and what they may claim. A figure nobody could see is left blank."""
+    console = console or Console(highlight=False)
+    console.print(
+        Text(f"{report['model']} on {report['device']}, {report['base_url']}; times in ms, TTFT and TPOT at p50")
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in LEVEL_COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for level in report["levels"]:
+        table.add_row(*(_figure(level[key]) for key in LEVEL_COLUMNS.values()))
+    console.print(table)
+    for level in report["levels"]:
+        for kind, count in level["error_kinds"].items():
+            console.print(Text(f"{level['concurrency']} at a time, {count} times: {kind}"))
+    console.print(Text(report["claim"]))
+
+
+def print_comparison(report: Mapping, console: Console | None = None) -> None:
+    """The ratios a / b of benchmark_comparison.json: median over the rounds, and in brackets least and most."""
+    console = console or Console(highlight=False)
+    for side in ("a", "b"):
+        console.print(Text("{}: {model} on {device}, {base_url}".format(side, **report[side])))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in ("clients", "tokens/s a / b", "TTFT p50 a / b", "p95 a / b", "errors"):
+        table.add_column(column, justify="right", overflow="fold")
+    for level in report["levels"]:
+        cells = [_spread(found) for found in level["ratios"].values()]
+        errors = ", ".join(str(sum(held[side]["errors"] for held in level["rounds"])) for side in ("a", "b"))
+        table.add_row(str(level["concurrency"]), *cells, errors)
+    console.print(table)
+    console.print(Text(f"median of {len(report['levels'][0]['rounds'])} rounds (least to most); {report['claim']}"))
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}" if isinstance(value, float) and value < 100 else f"{value:,.0f}"
+
+
+def _spread(found: Mapping | None) -> str:
+    return "{median:.2f} ({min:.2f} to {max:.2f})".format(**found) if found else ""
 
 
 def sections(verification: Verification) -> list[tuple[str, Sequence[Finding]]]:

@@ -52,7 +52,7 @@ def server(tiny_model_folder, tmp_path_factory):
 
 
 # The files that take minutes begin first, so that the two workers of `make test` end together.
-LONG = ("test_end_to_end.py", "test_corpus.py", "test_parallel.py", "test_resume.py", "test_release.py")
+LONG = ("test_end_to_end.py", "test_corpus.py", "test_parallel.py", "test_resume.py", "test_drills.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,8 +1,10 @@
 """A complete local_cpu pack for the tests: a real tiny training run, the rest written as the lessons write it."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+from labkit.benchmark.measure import Row, figures, time_per_token
 from labkit.environment import environment_report, requirements_freeze
 from labkit.evidence import Pack, read_csv
 from labkit.training.mini_gpt2 import MiniRun, train_mini_gpt2
@@ -153,7 +155,8 @@ def _release(pack: Pack) -> None:
     head = ["# Release gates", "", "| gate | threshold | measured | status | evidence |", "|---|---|---|---|---|"]
     pack.write_text("release_gates.md", "\n".join([*head, *rows]) + "\n", "13.4")
     drill = {"provoked": "took the port", "detected": "port 8000 is in use", "recovered": "freed it"}
-    drill |= {"recovered_ok": True, "seconds": 2.5, "time": TIME}
+    drill |= {"recovered_ok": True, "seconds": 2.5, "time": TIME, "observed": {"exit_code": 2}}
+    drill |= {"answered": {"status": 200, "latency_ms": 40.0}}
     drills = [{"name": name, **drill} for name in ("port_taken", "model_path_wrong")]
     pack.write_json("failure_drill.json", {"drills": drills}, "13.4")
     proof = {
@@ -170,17 +173,10 @@ def _release(pack: Pack) -> None:
         "signal": "SIGTERM",
     }
     pack.write_json("shutdown_proof.json", proof, "13.4")
-    rows = [{"latency_ms": 50.0 + n, "ttft_ms": 9.0, "completion_tokens": 4} for n in range(20)]
-    speed = {"p50_ms": 59.0, "p95_ms": 68.0, "ttft_p50_ms": 9.0, "tokens_per_second": 70.0, "completion_tokens": 80}
-    claim = "local measurement, no throughput claim"
-    benchmark = {
-        "base_url": "http://127.0.0.1:8000",
-        "model": MODEL,
-        "route": "local_cpu",
-        "device": "cpu",
-        "requests": 20,
-    }
-    benchmark |= {"concurrency": 1, "max_tokens": 96, "errors": 0, "rows": rows, "claim": claim} | speed
+    rows = [Row(1, n, n, 50.0 + n, 9.0, time_per_token(50.0 + n, 9.0, 4), 4) for n in range(20)]
+    level = {"concurrency": 1, "requests": 20, "errors": 0, "error_kinds": {}, **figures(rows, 1.19)}
+    benchmark = {"model": MODEL, "route": "local_cpu", "device": "cpu", "levels": [level | {"peak_memory_mib": None}]}
+    benchmark |= {"rows": [asdict(row) for row in rows], "claim": "local measurement, no throughput claim"}
     pack.write_json("benchmark.json", benchmark, "13.4")
     sections = ("What it does", "Set up and run", "Test", "Known limits", "Stop", "Roll back")
     text = "".join(f"## {section}\n\n```sh\nlabkit serve\n```\n\n" for section in sections)

@@ -145,6 +145,9 @@ def test_smoke_bench_stop_and_release_without_a_server(tmp_path, capsys):
     new = tmp_path / "new"
     for command in ("smoke", "bench"):
         assert "no server answers" in refusal(capsys, command, "--base-url", "http://127.0.0.1:9", "--out", new)
+    assert "'1, many' is no list of numbers of clients" in refusal(
+        capsys, "bench", "--concurrency", "1,many", "--out", new
+    )
     assert "port 9" in refusal(capsys, "stop", "--port", "9", "--out", tmp_path / "other")
     assert "port 9" in refusal(capsys, "release", "--port", "9", "--evidence", new)
     assert not new.exists()
@@ -167,13 +170,18 @@ def test_a_service_from_start_to_proof_of_stop(tmp_path):
                 assert json.load(answer)["choices"][0]["message"]["content"]
             labkit("smoke", "--base-url", url, "--out", pack)
             labkit("eval", "--base-url", url, "--out", pack)
-            labkit("bench", "--base-url", url, "--requests", "3", "--out", pack)
+            bench = ("bench", "--base-url", url, "--requests", "2", "--max-tokens", "4", "--out", pack)
+            assert "no throughput claim" in labkit(*bench, "--concurrency", "1", "--concurrency", "2")
+            assert "a / b" in labkit(*bench, "--against", f"{url}/v1", "--rounds", "2")
             labkit("decide", "--evidence", pack)
             labkit("stop", "--port", port, "--out", pack)
             assert server.wait(20) == 0
         finally:
             server.kill()
     assert read_json(pack / "shutdown_proof.json")["port_closed"]
+    assert [level["concurrency"] for level in read_json(pack / "benchmark.json")["levels"]] == [1, 2]
+    assert len(read_json(pack / "benchmark_comparison.json")["levels"][0]["rounds"]) == 2
+    assert {"benchmark_rows.csv", "benchmark.png"} <= set(read_manifest(pack)["files"])
     verdicts = {finding.name: finding.verdict for finding in verify(pack).artifacts}
     for name in ("api_smoke_test.json", "eval_summary.json", "benchmark.json", "shutdown_proof.json"):
         assert verdicts[name] is Verdict.SUPPORTED, name

@@ -116,14 +116,18 @@ def test_the_same_lesson_twice_leaves_a_valid_pack(finished, tmp_path):
     assert verify(folder).exit_code == 0
 
 
-@pytest.mark.parametrize("route", ["free_colab", "rented_gpu"])
+@pytest.mark.parametrize("route", ["free_colab", *(["rented_gpu"] if ON_GPU else [])])
 def test_a_gpu_route_runs_and_claims_only_what_it_saw(route, tmp_path):
-    """Without a GPU the route records that, falls back, and the pack says smoke test."""
+    """Without a GPU the route records that, falls back, and the pack says smoke test; one of the two shows it then."""
     found = verify(run_workbook(route, tmp_path / route).folder)
     assert found.exit_code == 0, [f for f in found.artifacts if f.verdict is not Verdict.SUPPORTED]
     claims = {claim.name: claim.verdict for claim in found.claims}
     assert claims["Training: CUDA acceptance (GPU)"] is (Verdict.SUPPORTED if ON_GPU else Verdict.NOT_YET)
-    plan = {"free_colab": "colab_notes.md", "rented_gpu": "gpu_plan.md"}[route]
+
+
+@pytest.mark.parametrize(("route", "plan"), [("free_colab", "colab_notes.md"), ("rented_gpu", "gpu_plan.md")])
+def test_a_gpu_route_begins_with_its_plan(route, plan, tmp_path):
+    run_workbook(route, tmp_path / route, lesson="13.1")
     assert (tmp_path / route / plan).exists()
     if not ON_GPU:
         assert "Missing GPU" in (tmp_path / route / "compute_route.md").read_text(encoding="utf-8")

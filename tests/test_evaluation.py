@@ -200,7 +200,7 @@ def test_a_note_stands_before_its_question():
 
 
 def test_the_key_of_the_environment_reaches_a_server_that_asks_for_one(tiny_model, monkeypatch):
-    with live(tiny_model, SMALL, api_key="sesame") as base_url:
+    with live(tiny_model, SMALL, api_keys=("sesame",)) as base_url:
         monkeypatch.delenv("LABKIT_API_KEY", raising=False)
         with pytest.raises(LabError, match="401"):
             endpoint_target(base_url).ask("hello", Sampling(max_tokens=2))

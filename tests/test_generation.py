@@ -1,18 +1,31 @@
 """One ChatModel for everything: equal to transformers' generate, stoppable, and clear about what it cannot load."""
 
+import random
+
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from labkit.errors import LabError
 from labkit.evidence import Pack
 from labkit.generation import (
+    Batch,
     Completion,
+    Prefixes,
     Sampling,
     choose_token,
     first_stop,
     held_back,
+    json_grammar,
     load_chat_model,
     write_first_run,
 )
@@ -84,6 +97,44 @@ def test_the_earliest_stop_text_counts():
     assert first_stop("one", ("two", "")) is None
 
 
+@pytest.mark.parametrize("window", [None, 8])
+def test_rows_that_come_and_go_have_the_logits_of_rows_alone(window):
+    """Sixty random joins, steps and leaves, with shared beginnings, against whole passes over each row.
+
+    With a sliding window rows cannot be put together, and are decoded one by one.
+    """
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(vocab_size=64, num_key_value_heads=2, sliding_window=window, **sizes)
+    network, draw = MistralForCausalLM(config).eval(), random.Random(1)
+    batch, rows, beginning = Batch(network, Prefixes()), [], draw.choices(range(64), k=20)
+
+    @torch.inference_mode()
+    def alone(ids):
+        return network(input_ids=torch.tensor([ids])).logits[0, -1]
+
+    for _ in range(60):
+        if len(rows) < 4 and draw.random() < 0.5:
+            rows.append(beginning[: draw.choice([5, 18, 20])] + draw.choices(range(64), k=draw.randrange(1, 9)))
+            torch.testing.assert_close(batch.join(rows[-1]), alone(rows[-1]))
+        elif rows and draw.random() < 0.25:
+            number = draw.randrange(len(rows))
+            batch.leave(number)
+            del rows[number]
+        elif rows:
+            rows = [[*row, draw.randrange(64)] for row in rows]
+            logits = batch.step([row[-1] for row in rows])
+            torch.testing.assert_close(logits, torch.stack([alone(row) for row in rows]))
+
+
+def test_a_schema_that_is_too_much_is_refused_while_it_is_kept(embedded):
+    many = {"type": "object", "properties": {f"p{number}": {"type": "null"} for number in range(900)}}
+    with pytest.raises(LabError, match="the schema cannot be enforced"):
+        embedded.chat(HELLO, Sampling(max_tokens=40), json_grammar(many))
+    with pytest.raises(LabError, match="longer than 20000 characters"):
+        json_grammar({"enum": ["x" * 21_000]})
+
+
 def test_a_prompt_without_room_is_refused(embedded):
     long = [{"role": "user", "content": "word " * 3000}]
     with pytest.raises(LabError, match="the model's context holds"):
@@ -100,7 +151,7 @@ def test_a_model_without_a_template_gets_the_plain_one(tmp_path):
     LlamaForCausalLM(config).save_pretrained(folder)
     wrapped.save_pretrained(folder)
     model = load_chat_model(str(folder), device="cpu")
-    assert model.tokenizer.decode(model.render([{"role": "user", "content": "Hello"}])[0]) == "User: Hello\nAssistant:"
+    assert model.tokenizer.decode(model.prompt_ids([{"role": "user", "content": "Hello"}])) == "User: Hello\nAssistant:"
     assert model.name == "plain"
     assert len(model.revision) == 12
     assert model.chat([{"role": "user", "content": "Hello"}], Sampling(max_tokens=3)).completion_tokens <= 3

@@ -80,16 +80,33 @@ def test_the_failure_table_counts_by_risk():
     assert {"format", "safety", "passed", "failed"} <= set(texts(figure).splitlines())
 
 
-def test_the_latency_plot_shows_p50_and_p95_in_milliseconds():
-    benchmark = {
-        "rows": [{"latency_ms": 10}, {"latency_ms": 30}],
-        "p50_ms": 20,
-        "p95_ms": 29,
-        "model": "m",
-        "route": "r",
-    }
-    shown = texts(plots.latency_plot(benchmark))
-    assert {"latency (ms)", "p50 20 ms", "p95 29 ms", "m on r, 1 at a time"} <= set(shown.splitlines())
+MEASURED = {
+    "model": "m",
+    "route": "r",
+    "device": "cpu",
+    "claim": "no claim",
+    "levels": [
+        {"concurrency": 1, "p50_ms": 20, "p95_ms": 29, "tokens_per_second": 50},
+        {"concurrency": 8, "p50_ms": 70, "p95_ms": 90, "tokens_per_second": 80},
+    ],
+    "rows": [{"concurrency": 1, "latency_ms": 10}, {"concurrency": 1, "latency_ms": 30}],
+}
+
+
+def test_the_latency_plot_shows_p50_and_p95_of_each_level_in_milliseconds():
+    figure = plots.latency_plot(MEASURED)
+    assert list(figure.axes[0].lines[0].get_ydata()) == [10, 30]
+    shown = set(texts(figure).splitlines())
+    assert {"latency (ms)", "1 at a time: p50 20 ms, p95 29 ms", "8 at a time: p50 70 ms, p95 90 ms"} <= shown
+    assert "m on r (cpu): no claim" in shown
+
+
+def test_the_throughput_plot_shows_what_more_clients_gain_and_pay():
+    figure = plots.throughput_plot(MEASURED)
+    speed, p95 = (axes.lines[0] for axes in figure.axes)
+    assert (list(speed.get_xdata()), list(speed.get_ydata())) == ([1, 8], [50, 80])
+    assert list(p95.get_ydata()) == [29, 90]
+    assert figure.get_suptitle() == "m on r (cpu): no claim"
 
 
 def estimate(weights: int | None, cache: int | None) -> MemoryEstimate:

@@ -1,24 +1,32 @@
 """The server keeps its contract: what it answers, and what it refuses and how."""
 
 import asyncio
+import hashlib
 import http.client
 import json
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Literal
 
 import httpx
+import jsonschema
 import openai
+import pydantic
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from tiny_server import HELLO, LONG, SMALL, chat, live, refused, until
 
 from labkit.errors import LabError
-from labkit.generation import Completion, Sampling
+from labkit.generation import Batch, Completion, Sampling
 from labkit.serving import contract
 from labkit.serving.app import create_app
 from labkit.serving.contract import Limits, ServerSettings
-from labkit.serving.jobs import Job, Slots
+from labkit.serving.gate import JsonLines
+from labkit.serving.jobs import Admission, Job, Wanted
+from labkit.serving.scheduler import Scheduler
+from labkit.serving.schema import ChatRequest
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +39,22 @@ def url(tiny_model):
 def long_url(tiny_model):
     with live(tiny_model, LONG) as base_url:
         yield base_url
+
+
+@pytest.fixture(scope="module")
+def wide_url(tiny_model):
+    with live(tiny_model, replace(SMALL, concurrency=4, queue=8)) as base_url:
+        yield base_url
+
+
+def json_schema(schema):
+    return {"type": "json_schema", "json_schema": {"name": "form", "schema": schema}}
+
+
+def answer(url, **body):
+    response = chat(url, **body)
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]
 
 
 def client(url):
@@ -116,14 +140,119 @@ def test_parameters_at_their_only_value_and_nulls_are_accepted(url):
     assert response.json()["usage"]["completion_tokens"] == 2
 
 
+def test_text_parts_are_one_text(url):
+    parts = [{"role": "user", "content": [{"type": "text", "text": "hello "}, {"type": "text", "text": "there"}]}]
+    assert answer(url, messages=parts)["message"] == answer(url)["message"]
+
+
+def test_n_answers_are_those_of_n_seeds(wide_url):
+    both = chat(wide_url, n=2, seed=5, temperature=1.5, max_tokens=12).json()
+    texts = [choice["message"]["content"] for choice in both["choices"]]
+    singles = [answer(wide_url, seed=seed, temperature=1.5, max_tokens=12) for seed in (5, 6)]
+    assert texts == [one["message"]["content"] for one in singles]
+    assert both["usage"]["completion_tokens"] == 24
+    stream = client(wide_url).chat.completions.create(
+        model="tiny-llama", messages=HELLO, n=2, seed=5, temperature=1.5, max_tokens=12, stream=True
+    )
+    streamed = ["", ""]
+    for chunk in stream:
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert streamed == texts
+
+
+def test_answers_that_are_made_together_are_those_made_alone(wide_url):
+    """Rows of unequal length, joining while others are half done: padding and positions must not change an answer."""
+    prompts = ["hi", "hello there user", "x" * 40, "what", "and then?", "hello " * 8]
+
+    def ask(prompt):
+        return answer(wide_url, messages=[{"role": "user", "content": prompt}], max_tokens=25)["message"]["content"]
+
+    alone = [ask(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        assert list(pool.map(ask, prompts)) == alone
+
+
+def test_penalties_keep_a_token_from_coming_again(url):
+    repeated = answer(url, logprobs=True, max_tokens=30)["logprobs"]["content"]
+    punished = answer(url, logprobs=True, max_tokens=30, frequency_penalty=2, presence_penalty=2)["logprobs"]["content"]
+    assert len({score["token"] for score in punished}) > len({score["token"] for score in repeated})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_are_told_for_each_token(url, stream):
+    body = {"logprobs": True, "top_logprobs": 3, "max_tokens": 6}
+    if stream:
+        chunks = [json.loads(line[6:]) for line in chat(url, stream=True, **body).text.split("\n\n")[:-2]]
+        scores = [s for c in chunks for s in (c["choices"][0]["logprobs"] or {"content": []})["content"]]
+    else:
+        scores = answer(url, **body)["logprobs"]["content"]
+    assert len(scores) == 6
+    for score in scores:  # greedy: the chosen token is the likeliest
+        assert len(score["top_logprobs"]) == 3
+        assert score["logprob"] == score["top_logprobs"][0]["logprob"] <= 0
+        assert bytes(score["bytes"]).decode() == score["token"]
+
+
+def test_a_schema_is_kept_by_a_model_that_knows_nothing(url):
+    """A random model: without the constraint not one of its answers would parse."""
+    form = {"type": "object", "properties": {"id": {"type": "integer", "maximum": 99}, "kind": {"enum": ["a", "b"]}}}
+    closed = {**form, "required": ["id", "kind"], "additionalProperties": False}
+    for seed in range(5):
+        choice = answer(url, response_format=json_schema(closed), temperature=1.5, seed=seed)
+        said = json.loads(choice["message"]["content"])
+        assert set(said) == {"id", "kind"}
+        assert said["kind"] in "ab"
+        assert choice["finish_reason"] == "stop"
+
+
+def test_json_object_gives_json_or_is_cut_at_the_length(url):
+    choice = answer(url, response_format={"type": "json_object"}, temperature=1.0, seed=1)
+    assert choice["message"]["content"].startswith("{")
+    if choice["finish_reason"] == "stop":
+        assert isinstance(json.loads(choice["message"]["content"]), dict)
+
+
+def test_the_openai_clients_structured_parse(url):
+    class Ticket(pydantic.BaseModel):
+        open: bool
+        kind: Literal["refund", "repair"]
+
+    done = client(url).chat.completions.parse(model="tiny-llama", messages=HELLO, response_format=Ticket)
+    assert isinstance(done.choices[0].message.parsed, Ticket)
+
+
+def test_completions_go_on_from_a_text(wide_url, tiny_model):
+    one = client(wide_url).completions.create(model="tiny-llama", prompt="hello", max_tokens=8, logprobs=2)
+    assert one.usage.prompt_tokens == len(tiny_model.text_ids("hello"))
+    assert len(one.choices[0].logprobs.tokens) == 8
+    two = client(wide_url).completions.create(model="tiny-llama", prompt=["hello", "there"], max_tokens=8)
+    assert [choice.index for choice in two.choices] == [0, 1]
+    assert two.choices[0].text == one.choices[0].text
+    assert two.usage.prompt_tokens == sum(len(tiny_model.text_ids(prompt)) for prompt in ("hello", "there"))
+    stream = client(wide_url).completions.create(model="tiny-llama", prompt="hello", max_tokens=8, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == one.choices[0].text
+
+
+@pytest.mark.parametrize(
+    ("body", "param"), [({}, "prompt"), ({"prompt": ""}, "prompt"), ({"prompt": "a" * 200}, "prompt"), ({"n": 2}, "n")]
+)
+def test_bad_completions_are_refused(url, body, param):
+    body = {"prompt": "hello", **body} if body else body
+    response = httpx.post(f"{url}/v1/completions", json=body)
+    assert refused(response, 400, "context_length_exceeded" if len(str(body)) > 150 else "invalid_value", param)
+
+
 # What the server refuses
 
 BAD_VALUES = [
     ({"messages": []}, "messages"),
     ({"messages": "hello"}, "messages"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
-    ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
-    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, "messages.0.content"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
+    ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "messages.0"),
+    ({"messages": [{"role": "user", "content": "x", "reasoning_content": "y"}]}, "messages.0"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages.0"),
+    ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": "8"}, "max_tokens"),
     ({"max_tokens": 4, "max_completion_tokens": 5}, "max_tokens"),
@@ -134,14 +263,29 @@ BAD_VALUES = [
     ({"stop": ["a"] * 5}, "stop"),
     ({"stop": 3}, "stop"),
     ({"n": 2}, "n"),
-    ({"logprobs": True}, "logprobs"),
-    ({"presence_penalty": 0.5}, "presence_penalty"),
+    ({"n": 10**50}, "n"),
+    ({"max_tokens": 10**50}, "max_tokens"),
+    ({"response_format": json_schema({"allOf": [{"pattern": "a"}] * 5})}, "response_format"),
+    ({"response_format": json_schema({"$ref": "#"})}, "response_format"),
+    ({"logprobs": 1}, "logprobs"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"presence_penalty": 2.5}, "presence_penalty"),
+    ({"frequency_penalty": "much"}, "frequency_penalty"),
+    ({"response_format": {"type": "xml"}}, "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.json_schema"),
+    ({"response_format": json_schema({"type": "objet"})}, "response_format"),
+    ({"response_format": json_schema({"not": {"type": "string"}})}, "response_format"),
+    ({"tools": []}, "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
 ]
 NOT_HONOURED = [
-    ({"tools": []}, "tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"logit_bias": {"1": 5}}, "logit_bias"),
     ({"temprature": 1}, "temprature"),
+    ({"Temperature": 1}, "Temperature"),
+    ({"str": 1}, "str"),
+    ({"a[b": 1}, "a[b"),
     ({"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, "messages.0.name"),
 ]
 
@@ -178,18 +322,33 @@ def test_a_template_that_refuses_the_roles_is_the_clients_error(tiny_model, monk
 
 
 def test_a_failing_model_is_one_500_with_an_id_and_the_server_goes_on(tiny_model, monkeypatch, caplog):
-    def broken(messages, sampling):
-        raise RuntimeError(f"cannot answer {messages}")
+    def broken(**inputs):
+        raise RuntimeError(f"cannot answer {tiny_model.tokenizer.decode(inputs['input_ids'][0])}")
 
     with live(tiny_model) as url:
         with monkeypatch.context() as patch:
-            patch.setattr(tiny_model, "stream", broken)
+            patch.setattr(tiny_model.model, "forward", broken)
             message = refused(chat(url), 500, "internal_error")
             assert "internal_error" in chat(url, stream=True).text
         assert chat(url, max_tokens=2).status_code == 200
     assert message.split()[-1] in caplog.text
     assert "RuntimeError" in caplog.text
     assert HELLO[0]["content"] not in caplog.text
+
+
+def test_a_batch_that_cannot_go_on_ends_its_answers_and_no_others(tiny_model, monkeypatch):
+    """What a row leaves behind cannot be taken out: the network's thread must live on, and /health must say ok."""
+
+    def broken(self, row):
+        raise RuntimeError("out of memory")
+
+    with live(tiny_model) as url:
+        with monkeypatch.context() as patch:
+            patch.setattr(Batch, "leave", broken)
+            assert chat(url, max_tokens=3).status_code == 200
+        assert chat(url, max_tokens=3).status_code == 200
+        health = httpx.get(f"{url}/health").json()
+        assert (health["status"], health["running"], health["waiting"]) == ("ok", 0, 0)
 
 
 # The limits of the contract, broken one by one
@@ -199,7 +358,7 @@ def test_the_contract_document_is_what_the_server_enforces(url, tiny_model):
     document = httpx.get(f"{url}/contract").json()
     limits = document["limits"]
     assert limits == {f: getattr(SMALL, f) for f in limits}
-    assert set(document["request"]) == set(contract.ChatRequest.model_fields)
+    assert set(document["request"]) == set(ChatRequest.model_fields)
     assert set(document["errors"]) == {str(status) for status, _, _ in contract.ERRORS.values()}
     assert document["stop"]["command"].endswith(url.rsplit(":", 1)[1])
     assert (document["model"], document["revision"]) == ("tiny-llama", tiny_model.revision)
@@ -290,7 +449,7 @@ def test_senseless_limits_are_refused(limits):
 
 
 def test_the_key_is_asked_for_everywhere_but_health(tiny_model):
-    with live(tiny_model, api_key="s3cret-ü") as url:
+    with live(tiny_model, api_keys=("s3cret-ü", "another")) as url:
         assert httpx.get(f"{url}/health").status_code == httpx.get(f"{url}/livez").status_code == 200
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}):
             assert refused(httpx.get(f"{url}/v1/models", headers=headers), 401, "invalid_api_key")
@@ -299,17 +458,113 @@ def test_the_key_is_asked_for_everywhere_but_health(tiny_model):
         assert "s3cret" not in httpx.get(f"{url}/contract", headers=right).text
 
 
+def test_every_key_opens_and_each_has_its_own_rate(tiny_model):
+    with live(tiny_model, replace(SMALL, requests_per_minute=2), api_keys=("one", "two")) as url:
+
+        def ask(key):
+            headers = {"Authorization": f"Bearer {key}"}
+            body = {"messages": HELLO, "max_tokens": 1}
+            return httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers)
+
+        assert [ask("one").status_code for _ in range(2)] == [200, 200]
+        over = ask("one")
+        assert "2 requests a minute" in refused(over, 429, "rate_limit_exceeded")
+        assert 1 <= int(over.headers["Retry-After"]) <= 61
+        assert ask("two").status_code == 200
+        assert httpx.get(f"{url}/v1/models", headers={"Authorization": "Bearer one"}).status_code == 200
+
+
+# The document
+
+
+def validator(document, path, method, status):
+    """Checks a body against what /openapi.json says of it, references and all."""
+    schema = document["paths"][path][method]["responses"][str(status)]["content"]["application/json"]["schema"]
+    return jsonschema.Draft202012Validator({**schema, "components": document["components"]})
+
+
+def test_the_openapi_document_is_true(wide_url):
+    document = httpx.get(f"{wide_url}/openapi.json").json()
+    bodies = {
+        "/v1/chat/completions": [{"messages": HELLO, "max_tokens": 3, "logprobs": True, "top_logprobs": 1, "n": 2}],
+        "/v1/completions": [{"prompt": "hello", "max_tokens": 3, "logprobs": 1}, {"prompt": "hello", "max_tokens": 1}],
+    }
+    for path, asked in bodies.items():
+        kind = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        request = jsonschema.Draft202012Validator({**kind, "components": document["components"]})
+        for body in asked:
+            request.validate(body)
+            answered = httpx.post(f"{wide_url}{path}", json=body)
+            validator(document, path, "post", 200).validate(answered.json())
+        assert not request.is_valid({**asked[0], "nobody": 1})
+        refusal = httpx.post(f"{wide_url}{path}", json={"nobody": 1})
+        validator(document, path, "post", refusal.status_code).validate(refusal.json())
+    for path in ("/health", "/v1/models"):
+        validator(document, path, "get", 200).validate(httpx.get(f"{wide_url}{path}").json())
+    stated = {status for method in document["paths"]["/v1/chat/completions"].values() for status in method["responses"]}
+    assert stated == {"200"} | {str(status) for status, _, _ in contract.ERRORS.values()} - {"401", "405"}
+
+
+# What the operator sees
+
+
+def test_each_request_is_one_line_of_log_without_its_prompt(tiny_model, caplog):
+    caplog.set_level("INFO", "labkit.serving")
+    with live(tiny_model, api_keys=("s3cret",)) as url:
+        headers = {"Authorization": "Bearer s3cret"}
+        body = {"messages": HELLO, "max_tokens": 3}
+        said = httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers)
+        streamed = httpx.post(f"{url}/v1/chat/completions", json={**body, "stream": True}, headers=headers)
+        wrong = httpx.get(f"{url}/v1/models")
+        until(lambda: len(caplog.records) == 3)
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
+    assert [line["request_id"] for line in lines] == [r.headers["x-request-id"] for r in (said, streamed, wrong)]
+    assert [line["status"] for line in lines] == [200, 200, 401]
+    for line in lines[:2]:
+        assert line["client"] == hashlib.sha256(b"s3cret").hexdigest()[:8]
+        assert (line["completion_tokens"], line["finish_reasons"]) == (3, ["length"])
+        assert line["prompt_tokens"] == tiny_model.count_tokens(HELLO)
+        assert 0 < line["first_token_seconds"] <= line["seconds"]
+    text = json.dumps(lines)
+    assert HELLO[0]["content"] not in text
+    assert "s3cret" not in text
+
+
+def test_prompts_are_logged_only_when_asked(tiny_model, caplog):
+    caplog.set_level("INFO", "labkit.serving")
+    with live(tiny_model, log_prompts=True) as url:
+        chat(url, max_tokens=1)
+        until(lambda: caplog.records)
+    assert HELLO[0]["content"] in json.loads(JsonLines().format(caplog.records[0]))["prompt"]
+
+
+def test_metrics_count_requests_and_tokens(tiny_model):
+    with live(tiny_model) as url:
+        tokens = chat(url, max_tokens=5).json()["usage"]
+        chat(url, max_tokens=0)
+        httpx.get(f"{url}/a/path/nobody/knows")
+        page = httpx.get(f"{url}/metrics").text
+    found = {f.name: f for f in text_string_to_metric_families(page)}
+    requests = {(s.labels["path"], s.labels["status"]): s.value for s in found["labkit_requests"].samples}
+    assert requests[("/v1/chat/completions", "200")] == requests[("/v1/chat/completions", "400")] == 1
+    assert requests[("other", "404")] == 1
+    counts = {s.labels["kind"]: s.value for s in found["labkit_tokens"].samples if s.name.endswith("_total")}
+    assert counts == {"prompt": tokens["prompt_tokens"], "completion": tokens["completion_tokens"]}
+    assert found["labkit_running"].samples[0].value == 0
+
+
 def test_the_slot_is_free_when_the_answer_is_whole(tiny_model):
     """A client that holds its whole answer may ask again at once; its own answer must not fill the server."""
 
-    async def running_at_the_end() -> int:
-        slots = Slots(SMALL)
-        job = Job(tiny_model, [{"role": "user", "content": "hello"}], Sampling(max_tokens=5), SMALL)
-        with ThreadPoolExecutor(1) as workers:
-            await job.start(slots, workers)
-            async for item in job.items():
-                if isinstance(item, Completion):
-                    return slots.running
+    async def taken_at_the_end() -> int:
+        admission, scheduler = Admission(SMALL), Scheduler(tiny_model, 1)
+        deadline = asyncio.get_running_loop().time() + 20
+        job = Job([Wanted(tiny_model.prompt_ids(HELLO), Sampling(max_tokens=5))], scheduler, admission, deadline)
+        await job.start()
+        async for _, item in job.items():
+            if isinstance(item, Completion):
+                scheduler.close()
+                return admission.taken
         return -1
 
-    assert asyncio.run(running_at_the_end()) == 0
+    assert asyncio.run(taken_at_the_end()) == 0

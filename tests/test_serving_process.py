@@ -27,10 +27,10 @@ def test_an_open_address_without_a_key_is_refused(monkeypatch):
         with pytest.raises(LabError, match="no API key is set"):
             runtimes.start_server(host=host, port=free_port())
     for host in ("127.0.0.1", "localhost", "::1"):
-        assert process.with_key(ServerSettings(host=host)).api_key == ""
+        assert process.with_keys(ServerSettings(host=host)).api_keys == ()
     monkeypatch.setenv(endpoint.KEY_VARIABLE, "k")
-    assert process.with_key(ServerSettings(host="0.0.0.0")).api_key == "k"
-    assert "'k'" not in repr(process.with_key(ServerSettings()))
+    assert process.with_keys(ServerSettings(host="0.0.0.0")).api_keys == ("k",)
+    assert "'k'" not in repr(process.with_keys(ServerSettings()))
 
 
 # Servers as processes
@@ -65,6 +65,18 @@ def test_a_taken_port_is_named_before_anything_is_loaded(server, tiny_model_fold
             process.serve(ServerSettings(model="never-loaded/x", port=port))
         with pytest.raises(LabError, match="did not start"):
             shutdown.stop_server(port)
+
+
+def test_keys_come_from_the_variable_and_from_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABKIT_API_KEY", "first")
+    keys = tmp_path / "keys.txt"
+    keys.write_text("second\n\nfirst\n third \n")
+    assert process.with_keys(ServerSettings(), str(keys)).api_keys == ("first", "second", "third")
+    with pytest.raises(LabError, match=r"key file nothing\.txt cannot be read: No such file"):
+        process.with_keys(ServerSettings(), str(tmp_path / "nothing.txt"))
+    keys.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(LabError, match="not UTF-8"):
+        process.with_keys(ServerSettings(), str(keys))
 
 
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 0), ("127.0.0.1", 70000), ("203.0.113.9", 8123)])
@@ -187,12 +199,3 @@ def test_every_refusal_has_openais_shape():
         assert refusal.status_code == status
         assert refusal.body() == {"error": {"message": "what", "type": kind, "param": "field", "code": code}}
         assert meaning
-
-
-def test_every_runtime_row_is_filled_and_stays_on_loopback():
-    for runtime in runtimes.RUNTIMES:
-        assert runtime.tried in ("run here", "not run here")
-        assert runtime.start
-        assert runtime.needs
-        assert runtime.health.startswith("/")
-        assert "0.0.0.0" not in runtime.start

@@ -280,6 +280,29 @@ def test_a_benchmark_that_claims_throughput_on_a_cpu_is_contradicted(pack):
     assert (found.verdict, "local_cpu on cpu cannot prove" in found.detail) == (Verdict.CONTRADICTED, True)
 
 
+@pytest.mark.parametrize(
+    ("forged", "said"),
+    [
+        ({"p95_ms": 60.0}, "says p95_ms 60.0, its rows give 68.0"),
+        ({"ttft_p50_ms": None}, "says ttft_p50_ms None, its rows give 9.0"),
+        ({"tokens_per_second": 670.0}, "claims 670 tokens per second: 80 tokens in 1.19 s are not"),
+        ({"errors": 3}, "says that 17 requests were answered, its rows show 20"),
+        ({"concurrency": 8}, "its rows show 0"),
+    ],
+)
+def test_a_level_of_the_benchmark_must_recompute_from_its_rows(pack, forged, said):
+    level = json.loads((pack / "benchmark.json").read_text())["levels"][0]
+    rewrite_json(pack, "benchmark.json", levels=[level | forged])
+    found = finding(verify(pack), "benchmark.json")
+    assert (found.verdict, said in found.detail) == (Verdict.CONTRADICTED, True), found.detail
+
+
+def test_rows_of_a_level_that_is_not_there_contradict_the_benchmark(pack):
+    held = json.loads((pack / "benchmark.json").read_text())
+    rewrite_json(pack, "benchmark.json", rows=[*held["rows"], held["rows"][0] | {"concurrency": 4}])
+    assert "has rows of [4] clients and no such level" in finding(verify(pack), "benchmark.json").detail
+
+
 def test_a_p95_gate_passed_on_a_cpu_is_contradicted(pack):
     edit(pack, "release_gates.md", "| not claimed |", "| pass |")
     assert "cannot prove" in finding(verify(pack), "release_gates.md").detail

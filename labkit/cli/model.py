@@ -78,11 +78,15 @@ def evaluate(
     from labkit.evaluation.targets import endpoint_target, model_target
     from labkit.generation import Sampling, load_chat_model
     from labkit.report import print_failures
+    from labkit.serving.process import recorded_model
 
     if model and base_url:
         raise LabError("--model and --base-url were both given", "give one of them")
     asked = load_cases(cases or EVAL_CASES)
-    target = endpoint_target(base_url) if base_url else model_target(load_chat_model(model or "mini-instruct", device))
+    if base_url:
+        target = endpoint_target(base_url, model=recorded_model(base_url))
+    else:
+        target = model_target(load_chat_model(model or "mini-instruct", device))
     pack = open_pack(out, route)
     sampling = Sampling(max_tokens=max_tokens)
     results = evaluate(target, cases_with_review(pack, asked), sampling)

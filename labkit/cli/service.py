@@ -1,5 +1,6 @@
-"""Commands around a running server: serve, smoke, bench, release, stop."""
+"""Commands around a running server: serve, runtimes, smoke, bench, conform, drill, release, stop."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -17,10 +18,18 @@ from labkit.cli.app import (
     open_pack,
     print_json,
 )
+from labkit.errors import LabError
+
+ENGINE_OPTIONS = ("runtime", "max_model_len", "memory_share", "dry_run")
+ANY_OPTIONS = ("model", "host", "port")
+AskedModelOption = Annotated[
+    str | None, typer.Option("--model", help="model to ask for (default: the one labkit started there, else the first)")
+]
 
 
 @app.command()
 def serve(
+    context: typer.Context,
     model: ModelOption = "mini-instruct",
     host: Annotated[str, typer.Option(help="another address than loopback needs LABKIT_API_KEY")] = "127.0.0.1",
     port: PortOption = 8000,
@@ -29,23 +38,82 @@ def serve(
     max_output_tokens: int = 256,
     max_body_bytes: int = 262_144,
     request_seconds: float = 60.0,
-    concurrency: int = 2,
+    concurrency: Annotated[int, typer.Option(help="answers that are made together")] = 4,
     queue: int = 8,
+    requests_per_minute: Annotated[int, typer.Option(help="for each key; 0 sets no limit")] = 0,
+    api_key_file: Annotated[str, typer.Option(help="a file with one key on each line, beside LABKIT_API_KEY")] = "",
+    log_prompts: Annotated[bool, typer.Option(help="write prompts into the log")] = False,
+    output_filter: Annotated[str, typer.Option(help="keep in answers where this regular expression is found")] = "",
+    runtime: Annotated[str, typer.Option(help="another engine; `labkit runtimes` lists them")] = "labkit",
+    max_model_len: Annotated[int | None, typer.Option(help="engine: longest prompt plus answer, in tokens")] = None,
+    memory_share: Annotated[float | None, typer.Option(help="engine: part of the memory it may take, 0 to 1")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="engine: print the command and do not run it")] = False,
 ) -> None:
     """Serve the model behind an OpenAI-compatible API until Ctrl+C or `labkit stop`."""
+    given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
+    _check_options(runtime, given)
+    if runtime != "labkit":
+        _serve_engine(runtime, dry_run, model, host, port if "port" in given else None, max_model_len, memory_share)
+        return
     from labkit.serving.contract import Limits, ServerSettings
     from labkit.serving.process import serve as run_server
 
-    limits = Limits(max_input_tokens, max_output_tokens, max_body_bytes, request_seconds, concurrency, queue)
-    run_server(ServerSettings(model=model, host=host, port=port, device=device, limits=limits))
+    limits = Limits(
+        max_input_tokens,
+        max_output_tokens,
+        max_body_bytes,
+        request_seconds,
+        concurrency,
+        queue,
+        requests_per_minute,
+    )
+    settings = ServerSettings(model, host, port, device, limits, log_prompts=log_prompts, output_filter=output_filter)
+    run_server(settings, api_key_file)
+
+
+def _check_options(runtime: str, given: set[str]) -> None:
+    """Raises LabError for an option that the chosen runtime would ignore."""
+    ours = runtime == "labkit"
+    ignored = given & set(ENGINE_OPTIONS[1:]) if ours else given - {*ENGINE_OPTIONS, *ANY_OPTIONS}
+    if ignored:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(ignored))
+        what = f"{flags} {'needs another --runtime' if ours else 'is for the runtime labkit'}"
+        raise LabError(what, "leave it out, or see `labkit runtimes`")
+
+
+def _serve_engine(runtime: str, dry_run: bool, *settings) -> None:
+    from labkit.serving.engines import EngineSettings, find_engine, plan_launch
+
+    launch = plan_launch(find_engine(runtime), EngineSettings(*settings))
+    if dry_run:
+        print(launch.as_text())
+        return
+    from labkit.serving.runtimes import serve_engine
+
+    serve_engine(launch)
 
 
 @app.command()
-def smoke(base_url: UrlOption = LOCAL_SERVER, out: OutOption = None, route: RouteOption = None) -> None:
+def runtimes() -> None:
+    """List the engines that `labkit serve --runtime` starts, and the remote APIs, with what is known of each."""
+    from labkit.report import print_runtimes
+    from labkit.serving.engines import load_engines
+
+    print_runtimes(load_engines())
+
+
+@app.command()
+def smoke(
+    base_url: UrlOption = LOCAL_SERVER,
+    model: AskedModelOption = None,
+    out: OutOption = None,
+    route: RouteOption = None,
+) -> None:
     """Prove with the openai client that a server answers, and write api_smoke_test.json."""
+    from labkit.serving.process import recorded_model
     from labkit.serving.smoke import smoke_test
 
-    proof = smoke_test(base_url)
+    proof = smoke_test(base_url, model or recorded_model(base_url))
     open_pack(out, route).write_json("api_smoke_test.json", proof, "13.2")
     print_json(proof)
 
@@ -53,22 +121,109 @@ def smoke(base_url: UrlOption = LOCAL_SERVER, out: OutOption = None, route: Rout
 @app.command()
 def bench(
     base_url: UrlOption = LOCAL_SERVER,
-    requests: Annotated[int, typer.Option(help="measured requests, after a warm-up")] = 20,
-    concurrency: Annotated[int, typer.Option(help="clients at once")] = 1,
+    model: AskedModelOption = None,
+    against: Annotated[str | None, typer.Option(help="a second server, measured in turns with the first")] = None,
+    against_model: Annotated[str | None, typer.Option(help="the name to ask the second server for")] = None,
+    requests: Annotated[int, typer.Option(help="measured requests for each number of clients")] = 20,
+    concurrency: Annotated[list[str], typer.Option(help="clients at once: 4, or 1,4,8, or given again")] = ("1",),
+    max_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 64,
+    warmup: Annotated[int, typer.Option(help="requests of each client that are not counted")] = 1,
+    rounds: Annotated[int, typer.Option(help="with --against: turns for each number of clients")] = 5,
+    stream: Annotated[bool, typer.Option(help="--no-stream: for servers that send no usage chunk; no TTFT")] = True,
     out: OutOption = None,
     route: RouteOption = None,
 ) -> None:
-    """Measure latency and tokens per second of a server, and write benchmark.json."""
-    from labkit.benchmark import benchmark
-    from labkit.endpoint import read_health
+    """Measure latency and tokens per second of a server, alone (benchmark.json) or against another."""
+    from labkit.benchmark import Load, client_counts
+    from labkit.endpoint import read_health, root_url
     from labkit.evaluation.cases import load_cases
+    from labkit.serving.process import recorded_model
 
-    device = read_health(base_url).get("device", "unknown")
+    load = Load(tuple(case.full_prompt() for case in load_cases()), requests, max_tokens, warmup, stream)
+    clients = client_counts(concurrency)
+    named = [
+        (root_url(url), name or recorded_model(url))
+        for url, name in ((base_url, model), (against, against_model))
+        if url
+    ]
+    devices = [str(read_health(url).get("device", "unknown")) for url, _ in named]
+    if against:
+        _bench_against(named, devices, load, clients, rounds, out, route)
+    else:
+        _bench_alone(*named[0], devices[0], load, clients, out, route)
+
+
+def _bench_alone(url: str, model: str | None, device: str, load, clients: tuple[int, ...], out, route) -> None:
+    from labkit.benchmark import benchmark, write_benchmark
+    from labkit.evidence import write_atomically
+    from labkit.plots import throughput_plot
+    from labkit.report import print_benchmark
+    from labkit.serving.process import server_pid
+
     pack = open_pack(out, route)
-    prompts = [case.full_prompt() for case in load_cases()]
-    figures = benchmark(base_url, prompts, requests, concurrency, route=pack.route, device=device)
-    pack.write_json("benchmark.json", figures, "13.4")
-    print_json({key: value for key, value in figures.items() if key != "rows"})
+    facts = {"model": model, "route": pack.route, "device": device, "server_pid": server_pid(url)}
+    report = benchmark(url, **vars(load), **facts, concurrency=clients)
+    write_benchmark(pack, report)
+    write_atomically(pack.path("benchmark.png"), throughput_plot(report)._repr_png_())
+    pack.record("benchmark.png", "13.4")
+    print_benchmark(report)
+
+
+def _bench_against(named: list, devices: list[str], load, clients: tuple[int, ...], rounds: int, out, route) -> None:
+    from labkit.benchmark import compare, open_target
+    from labkit.report import print_comparison
+    from labkit.serving.process import server_pid
+
+    a, b = (open_target(url, name, pid=server_pid(url)) for url, name in named)
+    pack = open_pack(out, route)
+    report = compare(a, b, load, clients, rounds, route=pack.route, devices=devices)
+    pack.write_json("benchmark_comparison.json", report, "13.4")
+    print_comparison(report)
+
+
+@app.command()
+def drill(
+    names: Annotated[list[str] | None, typer.Argument(help="drills by name; see --list")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="every drill of the list (about a minute)")] = False,
+    show: Annotated[bool, typer.Option("--list", help="show the drills, and run none")] = False,
+    model: ModelOption = "mini-instruct",
+    device: DeviceOption = "auto",
+    out: OutOption = None,
+    route: RouteOption = None,
+) -> None:
+    """Provoke failures of a server of its own for real, recover from each, and write failure_drill.json."""
+    from labkit.drills import DRILLS, choose_drills, outcome, require_recovery, run_drills, write_drill
+
+    if show:
+        print("\n".join(f"{name:24}{drill.__doc__}" for name, drill in DRILLS.items()))
+        return
+    chosen = choose_drills(names or (), everything)
+    pack, records = open_pack(out, route), []
+    for record in run_drills(chosen, model=model, device=device):
+        records.append(record)
+        write_drill(pack, [record])  # at once: a later drill that fails must not cost this one
+        print(outcome(record), flush=True)
+    require_recovery(records)
+
+
+@app.command()
+def conform(
+    base_url: UrlOption = LOCAL_SERVER,
+    model: Annotated[str | None, typer.Option(help="one of the server's models (default: the first it lists)")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="exit 1 when something is ignored or wrong")] = False,
+    out: OutOption = None,
+    route: RouteOption = None,
+) -> None:
+    """Ask a server for every feature, print what it really does with each, and write conformance.json."""
+    from rich.progress import track
+
+    from labkit.conformance import PROBES, conformance
+    from labkit.report import print_conformance
+
+    found = conformance(base_url, model, track(PROBES, "asking", transient=True, disable=not sys.stdout.isatty()))
+    print_conformance(found)  # before the pack: one of another route must not cost the answers
+    open_pack(out, route).write_json("conformance.json", found, "13.4")
+    raise typer.Exit(int(strict and bool(found["counts"]["ignored"] + found["counts"]["wrong"])))
 
 
 @app.command()
@@ -79,22 +234,14 @@ def release(
     drill: Annotated[bool, typer.Option(help="provoke the two failures for real (about half a minute)")] = True,
 ) -> None:
     """Write the contract, the failure drill, the release gates and the runbook; the server must be running."""
-    from labkit.release import (
-        model_path_drill,
-        port_taken_drill,
-        running_contract,
-        write_contract,
-        write_drill,
-        write_gates,
-        write_readme,
-    )
-    from labkit.serving.process import free_port
+    from labkit.drills import run_drills, write_drill
+    from labkit.release import running_contract, write_contract, write_gates, write_readme
 
     contract = running_contract(port)
     pack = open_pack(evidence, route)
     write_contract(pack, contract)
     if drill:
-        write_drill(pack, [port_taken_drill(free_port()), model_path_drill(free_port())])
+        write_drill(pack, list(run_drills(["port_taken", "model_path_wrong"])))
     write_gates(pack)
     write_readme(pack, contract)
     print("wrote service_contract.json, failure_drill.json, release_gates.md and README.md")

@@ -40,18 +40,19 @@ def model_target(model: ChatModel) -> Target:
     return Target(model.name, model.revision, model.device, model.dtype, ask)
 
 
-def endpoint_target(base_url: str, api_key: str | None = None) -> Target:
+def endpoint_target(base_url: str, api_key: str | None = None, model: str | None = None) -> Target:
     """The model behind an OpenAI-compatible API at `base_url`, with or without /v1; the key is LABKIT_API_KEY's.
 
-    What the server does not say of itself on /health (only ours does) stays "unknown". Raises LabError when no server
-    answers. The openai client retries twice on connection errors and on 429 and 5xx answers.
+    Without `model` it is the one that the server names, or lists first. What the server does not say of itself on
+    /health (only ours does) stays "unknown". Raises LabError when no server answers. The openai client retries twice on
+    connection errors and on 429 and 5xx answers.
     """
     import openai
 
     root = root_url(base_url)
     said = read_health(root)
     client = open_client(root, api_key, timeout=60, retries=2)
-    model = said.get("model") or first_model(client)
+    model = model or said.get("model") or first_model(client)
 
     def ask(prompt: str, sampling: Sampling) -> Reply:
         started = time.perf_counter()

@@ -1,14 +1,13 @@
-"""The service contract: what a client may send, what it gets back, and every limit, in one place.
+"""The service contract: every error, every limit, and the document that states them.
 
-The server validates requests with these models and refuses with these errors, and `contract_document` is generated
-from the same objects, so service_contract.json cannot promise what the server does not do.
+`contract_document` is generated from the objects that the server enforces, so service_contract.json cannot promise what
+the server does not do. What a request may say is in schema.py.
 """
 
 import ipaddress
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.exceptions import HTTPException
 
 from labkit.errors import LabError
@@ -28,18 +27,23 @@ ERRORS = {
     "body_timeout": (408, "invalid_request_error", "the body did not arrive within the request time"),
     "body_too_large": (413, "invalid_request_error", "the body has more bytes than the limit"),
     "unsupported_media_type": (415, "invalid_request_error", "the body is not sent as application/json"),
+    "rate_limit_exceeded": (429, "requests", "too many requests a minute with this key; try again after Retry-After"),
     "internal_error": (500, "server_error", "the server failed; its log names the request id"),
     "server_busy": (503, "server_error", "every slot and every queue place is taken; try again after Retry-After"),
+    "model_loading": (503, "server_error", "the model is still being loaded, or could not be; see /health"),
     "request_timeout": (504, "server_error", "the answer was not ready within the request time"),
 }
 
 
 class Refusal(HTTPException):
-    """A request answered with an error in OpenAI's shape. `code` is a key of ERRORS and decides the status."""
+    """A request answered with an error in OpenAI's shape. `code` is a key of ERRORS and decides the status.
 
-    def __init__(self, code: str, message: str, param: str | None = None):
+    `wait` is after how many seconds a refused client may try again.
+    """
+
+    def __init__(self, code: str, message: str, param: str | None = None, wait: int = 1):
         status, self.type, _ = ERRORS[code]
-        headers = {"Retry-After": "1"} if code == "server_busy" else {}
+        headers = {"Retry-After": str(wait)} if status in (429, 503) else {}
         if code == "invalid_api_key":
             headers["WWW-Authenticate"] = "Bearer"
         super().__init__(status, message, headers)
@@ -53,19 +57,21 @@ class Refusal(HTTPException):
 class Limits:
     """What the server enforces. Tokens are the served model's own; `request_seconds` counts waiting and generating.
 
-    `concurrency` answers are made at once, `queue` more requests may wait; the next one is refused with 503.
+    `concurrency` answers are made at once, `queue` more may wait; the next one is refused with 503. With
+    `requests_per_minute` a key that asks more often is refused with 429; 0 sets no such limit.
     """
 
     max_input_tokens: int = 1024
     max_output_tokens: int = 256
     max_body_bytes: int = 262_144
     request_seconds: float = 60.0
-    concurrency: int = 2
+    concurrency: int = 4
     queue: int = 8
+    requests_per_minute: int = 0
 
     def __post_init__(self):
         for limit in fields(self):
-            least = 0 if limit.name == "queue" else 1 if limit.type is int else 0.001
+            least = 0 if limit.name in ("queue", "requests_per_minute") else 1 if limit.type is int else 0.001
             if not least <= getattr(self, limit.name) < float("inf"):
                 flag = limit.name.replace("_", "-")
                 raise LabError(f"the limit {limit.name} must be at least {least}", f"give another --{flag}")
@@ -84,7 +90,9 @@ class Limits:
 class ServerSettings:
     """How one server runs. `model` and `device` are what `load_chat_model` takes.
 
-    With an `api_key` every path but /health and /livez asks for it; `serve` takes it from LABKIT_API_KEY.
+    With `api_keys` every path but /health and /livez asks for one of them; `serve` takes them from LABKIT_API_KEY and
+    from a file. With `log_prompts` the log holds the prompts too. An answer in which the regular expression
+    `output_filter` is found is kept in, and its finish_reason is content_filter.
     """
 
     model: str = "mini-instruct"
@@ -92,7 +100,16 @@ class ServerSettings:
     port: int = 8000
     device: str = "auto"
     limits: Limits = Limits()
-    api_key: str = field(default="", repr=False)
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    log_prompts: bool = False
+    output_filter: str = ""
+
+    def __post_init__(self):
+        try:
+            re.compile(self.output_filter)
+        except re.error as error:
+            what = f"the output filter is no regular expression: {error}"
+            raise LabError(what, "mend --output-filter") from None
 
     @property
     def base_url(self) -> str:
@@ -108,102 +125,7 @@ class ServerSettings:
             return self.host == "localhost"
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class ChatMessage(Strict):
-    """One turn of the conversation. `developer` is the newer name of `system` and is rendered as it."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str
-
-    def as_dict(self) -> dict[str, str]:
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
-
-
-class StreamOptions(Strict):
-    include_usage: bool = False
-
-
-class ChatRequest(Strict):
-    """The body of POST /v1/chat/completions. Null means the default, as in OpenAI's API.
-
-    n, the penalties and logprobs are accepted at the one value that changes nothing, because clients send them.
-    """
-
-    messages: list[ChatMessage] = Field(
-        min_length=1, description="required; objects with role (system, developer, user, assistant) and content (text)"
-    )
-    model: str | None = Field(None, description="optional; the served model's name")
-    max_tokens: int | None = Field(None, ge=1, description="most tokens to answer with; default: the output limit")
-    max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
-    temperature: float | None = Field(None, ge=0, le=2, description="0 to 2; default 0, which is greedy")
-    top_p: float | None = Field(None, ge=0, le=1, description="0 to 1, nucleus sampling; default 1")
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1, description="integer; same seed, same answer")
-    stop: str | list[str] | None = Field(None, description="a text, or up to 4, of 1 to 128 characters, not returned")
-    stream: bool | None = Field(None, description="true: server-sent events that end with [DONE]")
-    stream_options: StreamOptions | None = Field(None, description="with stream: {include_usage: true|false}")
-    n: int | None = Field(None, ge=1, le=1, description="only 1")
-    presence_penalty: float | None = Field(None, ge=0, le=0, description="only 0")
-    frequency_penalty: float | None = Field(None, ge=0, le=0, description="only 0")
-    logprobs: Literal[False] | None = Field(None, description="only false")
-
-    @model_validator(mode="after")
-    def _agree(self):
-        stops = self.stops
-        if len(stops) > 4 or any(not 1 <= len(stop) <= 128 for stop in stops):
-            raise ValueError("stop takes a text, or a list of up to 4, of 1 to 128 characters each")
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only for stream: true")
-        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
-        return self
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
-    @property
-    def wanted_tokens(self) -> int | None:
-        return self.max_tokens or self.max_completion_tokens
-
-    @property
-    def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
-
-
-def read_chat_request(body: bytes, model: str, limits: Limits) -> ChatRequest:
-    """`body` as a request that this server will honour in every parameter. Raises Refusal for anything else."""
-    try:
-        asked = ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise _refusal(error) from None
-    if asked.model is not None and asked.model != model:
-        text = f"the model {asked.model[:100]!r} is not served here; this server has {model}"
-        raise Refusal("model_not_found", text, "model")
-    if (asked.wanted_tokens or 0) > limits.max_output_tokens:
-        name = "max_tokens" if asked.max_tokens else "max_completion_tokens"
-        raise Refusal(
-            "invalid_value", f"{name} is {asked.wanted_tokens}; the limit is {limits.max_output_tokens}", name
-        )
-    return asked
-
-
-def _refusal(error: ValidationError) -> Refusal:
-    """The first problem that pydantic found, told without the values that were sent."""
-    problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    kind = problem["type"]
-    where = ".".join(str(part) for part in problem["loc"] if part not in ("str", "list[str]"))[:100]
-    if kind == "json_invalid" or (not where and kind == "model_type"):
-        return Refusal("invalid_json", f"the body is not a JSON object: {problem['msg']}")
-    if kind == "extra_forbidden":
-        return Refusal("unsupported_parameter", f"this server does not honour the parameter {where}", where)
-    message = problem["msg"].removeprefix("Value error, ")  # of ChatRequest._agree; begins with the parameter's name
-    return Refusal("invalid_value", f"{where}: {message}" if where else message, where or message.split()[0])
-
-
-def contract_document(settings: ServerSettings, model: str, revision: str) -> dict:
+def contract_document(settings: ServerSettings, model: str, revision: str, request_fields: dict[str, str]) -> dict:
     """The content of service_contract.json for a server with `settings` that serves `model`.
 
     `settings.limits` are the enforced ones (after `Limits.within`). A running server gives this at GET /contract.
@@ -220,12 +142,15 @@ def contract_document(settings: ServerSettings, model: str, revision: str) -> di
             "health": "GET /health",
             "models": "GET /v1/models",
             "chat": "POST /v1/chat/completions",
+            "completions": "POST /v1/completions",
+            "metrics": "GET /metrics",
         },
-        "authorization": "Authorization: Bearer <key>" if settings.api_key else "none, loopback only",
-        "request": {name: field.description for name, field in ChatRequest.model_fields.items()},
+        "authorization": "Authorization: Bearer <key>" if settings.api_keys else "none, loopback only",
+        "request": request_fields,
         "response": {
             "choices[0].message.content": "the answer",
-            "choices[0].finish_reason": "stop (the model ended or a stop text came) or length (max_tokens reached)",
+            "choices[0].finish_reason": "stop (the model ended or a stop text came), length (max_tokens reached), "
+            "tool_calls, or content_filter",
             "usage": "prompt_tokens, completion_tokens and total_tokens, counted by the model's tokenizer",
             "model": "the served model's name",
             "system_fingerprint": "the served model's revision",

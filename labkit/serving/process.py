@@ -8,12 +8,14 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -24,6 +26,7 @@ from labkit.layout import STATE
 from labkit.serving.contract import ServerSettings
 
 DRAIN_SECONDS = 5  # what answers under way get to finish in after Ctrl+C or SIGTERM
+NO_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate memory|not enough memory|unable to mmap", re.I)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,42 @@ def running_server(port: int) -> RunningServer | None:
     if set(values) != {field.name for field in fields(RunningServer)}:
         raise LabError(f"{path.name} is not a state file of this version", "delete it and end the server by hand")
     return RunningServer(**values)
+
+
+def own_server(base_url: str) -> RunningServer | None:
+    """The server that labkit started at `base_url` of this machine, by its state file; None for any other."""
+    address = urlsplit(base_url)
+    if address.hostname not in ("127.0.0.1", "localhost", "::1"):
+        return None
+    server = running_server(address.port or 80)
+    return server if server is not None and server.process() is not None else None
+
+
+def recorded_model(base_url: str) -> str | None:
+    """The model of our own server at `base_url`: some engines list others beside it."""
+    server = own_server(base_url)
+    return server.model if server else None
+
+
+def children_of(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def end_children(children: Sequence[psutil.Process]) -> bool:
+    """End what a server started and left behind, such as workers that hold GPU memory. Whether all of it is gone."""
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    return not psutil.wait_procs(children, timeout=5)[1]
+
+
+def server_pid(base_url: str) -> int | None:
+    """The process of our own server at `base_url`; None for any other server: nothing guesses."""
+    server = own_server(base_url)
+    return server.pid if server else None
 
 
 def claim_port(host: str, port: int) -> socket.socket:
@@ -116,10 +155,14 @@ def port_open(host: str, port: int) -> bool:
         return False
 
 
-def with_key(settings: ServerSettings) -> ServerSettings:
-    """`settings` with the key of LABKIT_API_KEY. Raises LabError for an address that others reach and no key."""
-    settings = replace(settings, api_key=settings.api_key or key_from_environment())
-    if not settings.loopback and not settings.api_key:
+def with_keys(settings: ServerSettings, key_file: str = "") -> ServerSettings:
+    """`settings` with the keys of LABKIT_API_KEY and of `key_file`, which has one on each line.
+
+    Raises LabError for a file that cannot be read, and for an address that others reach and no key.
+    """
+    keys = (*settings.api_keys, key_from_environment(), *_read_keys(key_file))
+    settings = replace(settings, api_keys=tuple(dict.fromkeys(key for key in keys if key)))
+    if not settings.loopback and not settings.api_keys:
         raise LabError(
             f"the host {settings.host} can be reached from other machines and no API key is set",
             f"set the variable {KEY_VARIABLE} to a long random text, or use --host 127.0.0.1",
@@ -127,36 +170,95 @@ def with_key(settings: ServerSettings) -> ServerSettings:
     return settings
 
 
-def serve(settings: ServerSettings) -> None:
+def _read_keys(key_file: str) -> list[str]:
+    try:
+        text = Path(key_file).read_text(encoding="utf-8") if key_file else ""
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        what = f"the key file {Path(key_file).name} cannot be read: {reason}"
+        raise LabError(what, "give --api-key-file a text file") from None
+    return [line.strip() for line in text.splitlines()]
+
+
+def serve(settings: ServerSettings, key_file: str = "") -> None:
     """Serve until Ctrl+C or SIGTERM, then finish the answers under way and return.
 
-    Raises LabError before loading anything when the port is taken or the host needs a key, and after that when the
-    model cannot be loaded.
+    The port answers at once, and /health says 503 until the model is warm. Raises LabError before anything when the
+    port is taken or the host needs a key, and later when the model cannot be loaded.
     """
-    settings = with_key(settings)
-    claim_port(settings.host, settings.port).close()
-    # Here and not above, so that a taken port is reported without the seconds that torch takes to load.
+    settings = with_keys(settings, key_file)
+    listener = claim_port(settings.host, settings.port)
     import uvicorn
 
-    from labkit.generation import load_chat_model
+    from labkit.serving.entrance import Entrance
+
+    def load():
+        app = _loaded_app(settings)
+        if not server.should_exit:
+            _record(app.state.settings, app.state.model)
+        return app
+
+    def ready(app) -> None:
+        name, device = app.state.model.name, app.state.model.device
+        _say(f"serving {name} on {device} at {settings.base_url}  (Ctrl+C stops it)", sys.stdout)
+
+    def ended() -> None:
+        server.should_exit = True
+
+    entrance = Entrance(load, ready, ended)
+    config = uvicorn.Config(entrance, timeout_graceful_shutdown=DRAIN_SECONDS, server_header=False, access_log=False)
+    server = uvicorn.Server(config)
+    with contextlib.closing(listener), _leaving_nothing(settings.port):
+        entrance.begin()
+        server.run(sockets=[listener])
+    if entrance.failure:
+        raise entrance.failure
+
+
+def _loaded_app(settings: ServerSettings):
+    """The app around its model, which has made one token: the first is many times slower than the rest."""
+    from labkit.generation import Sampling
     from labkit.serving.app import create_app
+    from labkit.serving.gate import JsonLines
 
-    logging.basicConfig(format="%(levelname)s: %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.getLogger("labkit").addHandler(handler)
     logging.getLogger("labkit").setLevel(logging.INFO)
-    model = load_chat_model(settings.model, settings.device)
-    app = create_app(model, settings)
-    config = uvicorn.Config(app, timeout_graceful_shutdown=DRAIN_SECONDS, server_header=False)
-    with (
-        contextlib.closing(claim_port(settings.host, settings.port)) as listener,
-        _announced(app.state.settings, model),
-    ):
-        print(f"serving {model.name} on {model.device} at {settings.base_url}  (Ctrl+C stops it)", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+    model = load_model(settings)
+    model.chat([{"role": "user", "content": "Hello"}], Sampling(max_tokens=1))
+    return create_app(model, settings)
 
 
-@contextlib.contextmanager
-def _announced(settings: ServerSettings, model) -> Iterator[None]:
-    """The state file while the body runs. uvicorn drains and then raises its signal again: that ends the body here."""
+def load_model(settings: ServerSettings):
+    """The ChatModel of `settings`. Raises LabError, also for a model that the memory does not hold.
+
+    Python, torch, the device and safetensors each tell that in an error class of their own; the words are what they
+    have in common.
+    """
+    from labkit.generation import load_chat_model
+
+    try:
+        return load_chat_model(settings.model, settings.device)
+    except (LabError, MemoryError, RuntimeError) as error:
+        cause = error.__cause__ or error
+        if not isinstance(cause, MemoryError) and not NO_MEMORY.search(str(cause)):
+            raise
+        told = (str(cause).strip() or "MemoryError").splitlines()[0]
+        raise LabError(
+            f"the memory that this process may use does not hold the model {Path(settings.model).name}: {told}",
+            "serve a smaller model, or raise the limit or the memory of the machine",
+        ) from error
+
+
+def _say(text: str, stream) -> None:
+    """Print a line; a log that takes no more (full disk, closed pipe) is no reason to stop answering."""
+    with contextlib.suppress(OSError):
+        print(text, file=stream, flush=True)
+
+
+def _record(settings: ServerSettings, model) -> None:
+    """Write the state file, before the service is ready: whoever finds it ready can stop it."""
     state = RunningServer(
         pid=os.getpid(),
         create_time=psutil.Process().create_time(),
@@ -169,13 +271,18 @@ def _announced(settings: ServerSettings, model) -> Iterator[None]:
         started=utc_now(),
         limits=asdict(settings.limits),
     )
+    write_atomically(state_file(settings.port), json_text(asdict(state)).encode("utf-8"))
+
+
+@contextlib.contextmanager
+def _leaving_nothing(port: int) -> Iterator[None]:
+    """Take the state file away after the body. uvicorn drains and then raises its signal again: that ends it here."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        write_atomically(state_file(settings.port), json_text(asdict(state)).encode("utf-8"))
         yield
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr, flush=True)
+        _say("stopped", sys.stderr)
     finally:
-        state_file(settings.port).unlink(missing_ok=True)
+        state_file(port).unlink(missing_ok=True)
         signal.signal(signal.SIGTERM, before)

@@ -9,7 +9,7 @@ import psutil
 
 from labkit.errors import LabError
 from labkit.evidence import utc_now
-from labkit.serving.process import RunningServer, port_open, running_server, state_file
+from labkit.serving.process import RunningServer, children_of, end_children, port_open, running_server, state_file
 
 EXIT_SECONDS = 60  # what Python may take to exit on a busy machine after the server has finished cleanly
 PORT_SECONDS = 5  # what a closed process's port gets to disappear in
@@ -19,8 +19,8 @@ def stop_server(port: int, hourly_usd: float = 0.0, grace: float = 10) -> dict:
     """End the labkit server on `port` and return the content of shutdown_proof.json.
 
     SIGTERM first, so that answers under way can finish; SIGKILL for a server that has not removed its state file, its
-    sign of a clean end, after `grace` seconds. `hourly_usd` is the price of the machine per hour; the cost is that of
-    the time between the server's start and its end.
+    sign of a clean end, after `grace` seconds, and for what it started and left behind. `hourly_usd` is the price of
+    the machine per hour; the cost is that of the time between the server's start and its end.
     Raises LabError when no labkit server is known on that port, or it belongs to somebody else.
     """
     server = running_server(port)
@@ -30,7 +30,9 @@ def stop_server(port: int, hourly_usd: float = 0.0, grace: float = 10) -> dict:
         raise LabError(_why_none(server, port), "start a server with `labkit serve`, or name its port with --port")
     memory = gpu_memory_mib()
     try:
+        children = children_of(process)
         signal_name = _end(server, process, grace)
+        children_gone = end_children(children)
     except psutil.AccessDenied:
         raise LabError(f"the server on port {port} belongs to another user", "ask that user to stop it") from None
     closed = _wait(lambda: not port_open(server.host, port), PORT_SECONDS)
@@ -41,7 +43,7 @@ def stop_server(port: int, hourly_usd: float = 0.0, grace: float = 10) -> dict:
         "pid": server.pid,
         "port": port,
         "model": server.model,
-        "process_gone": server.process() is None,
+        "process_gone": server.process() is None and children_gone,
         "port_closed": closed,
         "gpu_memory": _freed(memory, gpu_memory_mib()),
         "started": server.started,

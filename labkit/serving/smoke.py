@@ -13,7 +13,8 @@ MAX_TOKENS = 32
 def smoke_test(base_url: str, model: str | None = None, api_key: str | None = None) -> dict:
     """The content of api_smoke_test.json for the server at `base_url` (with or without /v1).
 
-    `model` is the first one the server lists when not given; `api_key` is LABKIT_API_KEY when not given.
+    `model` is the first one the server lists when not given; `api_key` is LABKIT_API_KEY when not given. transformers
+    serve answers as MODEL@REVISION, which is taken apart here.
     Raises LabError when no server answers, it refuses the key, or it answers with an error.
     """
     import openai
@@ -33,13 +34,14 @@ def smoke_test(base_url: str, model: str | None = None, api_key: str | None = No
         raise LabError(f"the server did not answer: {error.message}", "look at the server's log", root) from None
     latency = time.perf_counter() - started
     usage = answer.usage
+    named, _, at = answer.model.partition("@") if answer.model.startswith(f"{model}@") else (answer.model, "", "")
     return {
         "base_url": root,
         "time": utc_now(),
         "client": f"openai {openai.__version__}",
         "health": health,
-        "model": answer.model,
-        "revision": str(health.get("revision") or answer.system_fingerprint or "unknown"),
+        "model": named,
+        "revision": str(health.get("revision") or answer.system_fingerprint or at or "unknown"),
         "has_choices": bool(answer.choices),
         "first_message": (answer.choices[0].message.content or "") if answer.choices else "",
         "usage": {

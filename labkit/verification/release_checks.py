@@ -2,7 +2,8 @@
 
 import re
 
-from labkit.benchmark import LOCAL_CLAIM, percentile
+from labkit.benchmark import LOCAL_CLAIM
+from labkit.benchmark.measure import PERCENTILES, percentile
 from labkit.verification.reading import PackReader, number, require_filled, require_keys
 from labkit.verification.service_checks import moment
 from labkit.verification.verdicts import Contradiction, NotYet
@@ -22,7 +23,7 @@ _CONTRACT_PARTS = {
     "stop": ("command", "proof"),
 }
 _GATE_COLUMNS = ("gate", "threshold", "measured", "status", "evidence")
-_DRILL_KEYS = ("provoked", "detected", "recovered", "seconds", "time")
+_DRILL_KEYS = ("provoked", "observed", "detected", "recovered", "seconds", "time")
 _DRILLS = ("port_taken", "model_path_wrong")
 _SHUTDOWN_KEYS = ("pid", "port", "gpu_memory", "started", "stopped", "signal")
 _SECTIONS = ("What it does", "Set up and run", "Test", "Known limits", "Stop", "Roll back")
@@ -67,19 +68,38 @@ def gate_rows(pack: PackReader) -> list[dict[str, str]]:
 
 
 def check_drill(pack: PackReader) -> str:
-    """Both failures were provoked, seen and recovered from, each in a measured time."""
-    held = pack.json(DRILL).get("drills")
-    drills = {drill.get("name"): drill for drill in held if isinstance(drill, dict)} if isinstance(held, list) else {}
+    """At least the two of the lesson were tried; each failure was provoked, seen, recovered from, and answered after.
+
+    What a machine cannot do says why, and counts for nothing.
+    """
+    drills, left = (_by_name(pack.json(DRILL).get(key)) for key in ("drills", "not_possible_here"))
     if missing := [name for name in _DRILLS if name not in drills]:
         raise NotYet(f"{DRILL} has no drill called {', '.join(missing)}")
-    for name in _DRILLS:
-        drill = require_keys(drills[name], _DRILL_KEYS, f"{name} in {DRILL}")
-        moment(drill["time"], f"time of {name} in {DRILL}")
-        if number(drill["seconds"], f"seconds of {name} in {DRILL}") == 0:
-            raise NotYet(f"{DRILL}: {name} took no time, so it was not run")
-        if drill.get("recovered_ok") is not True:
-            raise NotYet(f"{DRILL}: {name} did not recover")
-    return "; ".join(f"{name} recovered in {float(drills[name]['seconds']):.1f} s" for name in _DRILLS)
+    if both := sorted(drills.keys() & left.keys()):
+        raise Contradiction(f"{DRILL} says of {', '.join(both)} both that it was run and that it is not possible")
+    for name, reason in left.items():
+        require_keys(reason, ("reason", "time"), f"{name} in {DRILL}")
+    for name, drill in drills.items():
+        _check_one_drill(name, drill)
+    said = [f"{name} recovered in {float(drill['seconds']):.1f} s" for name, drill in drills.items()]
+    return "; ".join(said + [f"{name} not possible here" for name in left])
+
+
+def _by_name(records: object) -> dict[str, dict]:
+    found = [record for record in records if isinstance(record, dict)] if isinstance(records, list) else []
+    return {str(record.get("name")): record for record in found}
+
+
+def _check_one_drill(name: str, drill: dict) -> None:
+    require_keys(drill, _DRILL_KEYS, f"{name} in {DRILL}")
+    moment(drill["time"], f"time of {name} in {DRILL}")
+    if number(drill["seconds"], f"seconds of {name} in {DRILL}") == 0:
+        raise NotYet(f"{DRILL}: {name} took no time, so it was not run")
+    if drill.get("recovered_ok") is not True:
+        raise NotYet(f"{DRILL}: {name} did not recover")
+    after = require_keys(drill.get("answered"), ("status", "latency_ms"), f"answered of {name} in {DRILL}")
+    if number(after["latency_ms"], f"latency_ms of {name} in {DRILL}") == 0 or after["status"] != 200:
+        raise Contradiction(f"{DRILL}: {name} claims a recovery, and the request after it got {after['status']}")
 
 
 def check_shutdown(pack: PackReader) -> str:
@@ -120,18 +140,45 @@ def check_readme(pack: PackReader) -> str:
 
 
 def check_benchmark(pack: PackReader) -> str:
-    """Percentiles and tokens recompute from the rows, and the file claims no more than route and device allow."""
-    report = require_keys(pack.json(BENCHMARK), ("model", "route", "requests", "rows", "claim"), BENCHMARK)
-    rows = report["rows"]
-    latencies = [number(row["latency_ms"], f"latency_ms in {BENCHMARK}") for row in rows]
-    for key, p in (("p50_ms", 50), ("p95_ms", 95)):
-        if abs(number(report.get(key), f"{key} in {BENCHMARK}") - percentile(latencies, p)) > 0.01:
-            raise Contradiction(f"{BENCHMARK} says {key} {report[key]}, its rows give {percentile(latencies, p):g}")
-    tokens = sum(number(row["completion_tokens"], f"completion_tokens in {BENCHMARK}") for row in rows)
-    if report.get("completion_tokens") != tokens:
-        raise Contradiction(f"{BENCHMARK} claims {report.get('completion_tokens')} tokens, its rows show {tokens:g}")
+    """Each level recomputes from its rows, and the file claims no more than route and device allow."""
+    report = require_keys(pack.json(BENCHMARK), ("model", "route", "claim"), BENCHMARK)
+    if not report.get("levels"):
+        raise NotYet(f"{BENCHMARK} has no levels")
+    said = [_check_level(level, report["rows"]) for level in report["levels"]]
+    if strays := {row["concurrency"] for row in report["rows"]} - {level["concurrency"] for level in report["levels"]}:
+        raise Contradiction(f"{BENCHMARK} has rows of {sorted(strays)} clients and no such level")
     controlled = pack.route == "rented_gpu" and report.get("device") == "cuda"
     if not controlled and report["claim"] != LOCAL_CLAIM:
         where = f"{pack.route} on {report.get('device')}"
         raise Contradiction(f"{BENCHMARK} claims {str(report['claim'])[:60]!r}, which {where} cannot prove")
-    return f"p50 {report['p50_ms']:g} ms, p95 {report['p95_ms']:g} ms over {len(rows)} requests"
+    return "; ".join(said)
+
+
+def _check_level(level: dict, all_rows: list[dict]) -> str:
+    """Requests, tokens, speed and percentiles of one level against the rows with its number of clients."""
+    where = f"level {level['concurrency']} of {BENCHMARK}"
+    rows = [row for row in all_rows if row["concurrency"] == level["concurrency"]]
+    answered = number(level.get("requests"), f"requests in {where}") - number(level.get("errors"), f"errors in {where}")
+    if not rows or answered != len(rows):
+        raise Contradiction(f"{where} says that {answered:g} requests were answered, its rows show {len(rows)}")
+    tokens = sum(number(row["completion_tokens"], f"completion_tokens in {where}") for row in rows)
+    if level.get("completion_tokens") != tokens:
+        raise Contradiction(f"{where} claims {level.get('completion_tokens')} tokens, its rows show {tokens:g}")
+    seconds, speed = (number(level.get(key), f"{key} in {where}") for key in ("seconds", "tokens_per_second"))
+    if abs(speed * seconds - tokens) > 0.01 * tokens + 0.001 * speed:
+        raise Contradiction(f"{where} claims {speed:g} tokens per second: {tokens:g} tokens in {seconds:g} s are not")
+    for name in ("", "ttft_", "tpot_"):
+        _check_percentiles(level, name, [row.get(f"{name or 'latency_'}ms") for row in rows], where)
+    return f"{level['concurrency']} at a time: p50 {level['p50_ms']:g} ms, p95 {level['p95_ms']:g} ms, {len(rows)} rows"
+
+
+def _check_percentiles(level: dict, name: str, values: list, where: str) -> None:
+    known = [number(value, f"{name}ms in {where}") for value in values if value is not None]
+    for p in PERCENTILES:
+        key, found = f"{name}p{p}_ms", percentile(known, p) if known else None
+        if level.get(key) is None or found is None:
+            agree = level.get(key) is found
+        else:
+            agree = abs(number(level[key], f"{key} in {where}") - found) <= 0.01
+        if not agree:
+            raise Contradiction(f"{where} says {key} {level.get(key)}, its rows give {found}")

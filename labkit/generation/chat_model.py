@@ -1,26 +1,26 @@
 """Load any causal chat model, embedded or from a hub, and chat with it.
 
 One class serves the command line, the API and the evaluation, so that an answer is the same wherever it is asked for.
-The decoding loop is our own twenty lines because a server must stop it between two tokens when its client goes away;
-a test holds its greedy answers equal to those of transformers' `generate`.
+The decoding loop is our own because a server must stop it between two tokens when its client goes away, and decode
+several answers together; a test holds its greedy answers equal to those of transformers' `generate`.
 """
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from labkit.environment import choose_device, peak_memory_mib
 from labkit.errors import LabError
 from labkit.evidence import Pack, sha256_of
+from labkit.generation.answer import Answer, Completion
+from labkit.generation.batch import Batch
+from labkit.generation.constraint import Constraint
+from labkit.generation.sampling import Sampling
 from labkit.layout import MODELS
 
 EMBEDDED = "mini-instruct"
-COLDEST = 1e-3  # below this temperature the division overflows long before a second token has a chance
 
 # For tokenizers without a chat template: roles as plain headings, the answer begun for the model.
 PLAIN_TEMPLATE = (
@@ -28,33 +28,7 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
-Message = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to decode. temperature 0 is greedy and ignores `top_p` and `seed`; `stop` texts are cut from the answer."""
-
-    max_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer. Token counts are the tokenizer's own; times are seconds of wall clock.
-
-    `finish_reason` is "stop" (end token or stop text) or "length" (max_tokens, or the context, is used up).
-    """
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    finish_reason: str
-    seconds: float
-    first_token_seconds: float
+Message = dict
 
 
 class ChatModel:
@@ -70,102 +44,71 @@ class ChatModel:
         self.device, self.device_reason = model.device.type, device_reason
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.context_length = int(getattr(model.config, "max_position_embeddings", 2048))
+        self.vocabulary = int(model.config.get_text_config().vocab_size)  # logits per token
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
         end = model.generation_config.eos_token_id
         end = tokenizer.eos_token_id if end is None else end
         self._end_ids = {end} if isinstance(end, int) else set(end or ())
 
-    def render(self, messages: Sequence[Message]) -> torch.Tensor:
-        """The prompt's token ids, shape (1, tokens), through the tokenizer's chat template or the plain one."""
-        template = None if self.tokenizer.chat_template else PLAIN_TEMPLATE
+    def prompt_ids(self, messages: Sequence[Message], **template: object) -> list[int]:
+        """The prompt's token ids, through the tokenizer's chat template or the plain one, given `template` (tools)."""
+        plain = None if self.tokenizer.chat_template else PLAIN_TEMPLATE
         text = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, chat_template=template
+            list(messages), tokenize=False, add_generation_prompt=True, chat_template=plain, **template
         )
-        ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-        return ids.to(self.model.device)
+        return self.text_ids(text)
+
+    def text_ids(self, text: str) -> list[int]:
+        """The token ids of `text` as it is, no special token added."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        return self.render(messages).shape[1]
+        return len(self.prompt_ids(messages))
 
-    def chat(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Completion:
-        """The whole answer to `messages`. Raises LabError when the prompt leaves no room in the context."""
-        *_, completion = self.stream(messages, sampling)
-        return completion
+    def prompt_of(self, text: str) -> list[int]:
+        """The token ids of a raw prompt, with the beginning-of-text token where the model was trained with one."""
+        return self.tokenizer(text)["input_ids"]
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Iterator[str | Completion]:
-        """Pieces of the answer as they are made, then the Completion as the last item.
+    def constraint(self, grammar: str) -> Constraint | None:
+        """What keeps one answer to `grammar` (see `json_grammar`); None for no grammar. Raises LabError."""
+        return Constraint(self.tokenizer, self.vocabulary, grammar) if grammar else None
 
-        Closing the iterator stops the model. A tail that may still become a stop text, or that is half a UTF-8
-        character, is held back, so a piece once given is never taken back.
+    def answer(
+        self, ids: Sequence[int], sampling: Sampling, constraint: Constraint | None = None, kept: str = ""
+    ) -> Answer:
+        """The empty answer to the prompt `ids`, to be given logits token by token.
+
+        `constraint` keeps it to a form; the text of the special token `kept` is not left out.
+        Raises LabError when the prompt leaves no room.
         """
-        sampling = sampling or Sampling()
-        prompt = self.render(messages)
-        room = self.context_length - prompt.shape[1]
+        room = self.context_length - len(ids)
         if room < 1:
             raise LabError(
-                f"the prompt has {prompt.shape[1]} tokens and the model's context holds {self.context_length}",
+                f"the prompt has {len(ids)} tokens and the model's context holds {self.context_length}",
                 "shorten the prompt, or choose a model with a longer context",
             )
-        started, first = time.perf_counter(), 0.0
-        made: list[int] = []
-        text, sent, reason = "", 0, "length"
-        for token in self._tokens(prompt, sampling, min(room, sampling.max_tokens)):
-            first = first or time.perf_counter() - started
-            if token in self._end_ids:
-                reason = "stop"
-                break
-            made.append(token)
-            text = self.tokenizer.decode(made, skip_special_tokens=True)
-            cut = first_stop(text, sampling.stop)
-            if cut is not None:
-                text, reason = text[:cut], "stop"
-                break
-            ready = max(sent, len(text) - held_back(text, sampling.stop))
-            yield text[sent:ready]  # empty while text is held back, so that a caller can stop after any token
-            sent = ready
-        if len(text) > sent:
-            yield text[sent:]
-        seconds = time.perf_counter() - started
-        yield Completion(text, prompt.shape[1], len(made), reason, seconds, first or seconds)
+        most = min(room, sampling.max_tokens)
+        return Answer(self.tokenizer, len(ids), sampling, self._end_ids, most, constraint, kept)
 
-    @torch.no_grad()
-    def _tokens(self, ids: torch.Tensor, sampling: Sampling, limit: int) -> Iterator[int]:
-        generator = torch.Generator("cpu").manual_seed(sampling.seed)
-        cache = None
-        for _ in range(limit):
-            out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = out.past_key_values
-            token = choose_token(out.logits[0, -1].float().cpu(), sampling, generator)
-            yield token
-            ids = torch.tensor([[token]], device=self.model.device)
+    def chat(self, messages: Sequence[Message], sampling: Sampling | None = None, grammar: str = "") -> Completion:
+        """The whole answer to `messages`. Raises LabError when the prompt leaves no room in the context."""
+        *_, completion = self.stream(messages, sampling, grammar)
+        return completion
 
+    def stream(
+        self, messages: Sequence[Message], sampling: Sampling | None = None, grammar: str = ""
+    ) -> Iterator[str | Completion]:
+        """Pieces of the answer as they are made, then the Completion as the last item.
 
-def choose_token(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """One token id from `logits`, shape (vocab,): greedy below COLDEST, else nucleus sampling.
-
-    Nucleus: the smallest set of tokens whose probability reaches `top_p` (Holtzman et al. 2020, arXiv 1904.09751).
-    """
-    if sampling.temperature < COLDEST:
-        return int(logits.argmax())
-    probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
-    ordered, index = probabilities.sort(descending=True)
-    outside = ordered.cumsum(0) - ordered >= sampling.top_p
-    outside[0] = False  # the likeliest token stays even at top_p 0
-    pick = torch.multinomial(ordered.masked_fill(outside, 0.0), 1, generator=generator)
-    return int(index[pick])
-
-
-def first_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Where the earliest stop text begins in `text`, or None."""
-    found = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
-    return min(found, default=None)
-
-
-def held_back(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of `text` may still change: half a character, or the beginning of a stop text."""
-    broken = len(text) - len(text.rstrip("\ufffd"))
-    partial = (n for stop in stops for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n]))
-    return max(broken, max(partial, default=0))
+        Closing the iterator stops the model. A piece is empty while text is held back, so that a caller can stop after
+        any token.
+        """
+        ids, batch = self.prompt_ids(messages), Batch(self.model)
+        answer = self.answer(ids, sampling or Sampling(), self.constraint(grammar))
+        yield answer.take(batch.join(ids))
+        while not answer.finish_reason:
+            yield answer.take(batch.step([answer.last])[0])
+        yield answer.completion()
 
 
 def write_first_run(pack: Pack, model: ChatModel, prompt: str, answer: Completion, command: str) -> None:

@@ -1,0 +1,10 @@
+"""What an OpenAI-compatible endpoint really supports, found by asking it, feature by feature.
+
+A parameter that is accepted with 200 and then has no effect is the fault that this room exists to find: no client
+notices it. `probes.py` is one table; adding a feature is adding a row and a function.
+"""
+
+from labkit.conformance.findings import Finding, Probe, Verdict
+from labkit.conformance.probes import NOT_PROVED, PROBES, conformance
+
+__all__ = ["NOT_PROVED", "PROBES", "Finding", "Probe", "Verdict", "conformance"]

@@ -1,0 +1,144 @@
+"""Several sequences that are decoded together: one pass of the network gives each of them its next token.
+
+A pass over one row of a small model costs nearly what a pass over eight does, so a server that decodes its requests
+together answers eight in little more than the time of one. Rows join and leave between any two tokens (continuous
+batching; Yu et al. 2022, "Orca", OSDI).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+SHORTEST_PREFIX = 16  # tokens; a shorter common beginning is not worth keeping
+KEPT_PREFIXES = 4
+
+Layers = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (rows, heads, tokens, width of a head)
+
+
+class Batch:
+    """The rows under way and what the network remembers of them.
+
+    Rows of unequal length are padded on the left, and the padding is masked. A model whose memory is not plain keys and
+    values of every token (sliding windows, state spaces) is decoded row by row: slower, and the same answers.
+    """
+
+    def __init__(self, model: PreTrainedModel, prefixes: "Prefixes | None" = None):
+        self._model, self._prefixes = model, prefixes
+        self._lengths: list[int] = []
+        self._cache: DynamicCache | None = None
+        self._apart: list[object] | None = None  # caches of rows that cannot be put together
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    @torch.inference_mode()
+    def join(self, ids: Sequence[int]) -> Tensor:
+        """Add a row for the prompt `ids` as the last one, and return its next token's logits, shape (vocab,)."""
+        held = self._prefixes.longest(ids) if self._prefixes else []
+        cache = cache_of(held) if held else None
+        fresh = ids[held[0][0].shape[2] :] if held else ids
+        out = self._model(input_ids=self._tensor([fresh]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = out.past_key_values
+        if not plain(cache):
+            self._apart = [*(self._apart or []), cache]
+        else:
+            if self._prefixes is not None:
+                self._prefixes.keep(ids, layers_of(cache))
+            self._cache = merged(self._cache, cache) if self._lengths else cache
+        self._lengths.append(len(ids))
+        return out.logits[0, -1]
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Give each row its token, in order, and return the logits of what comes next, shape (rows, vocab)."""
+        positions = self._tensor([[length] for length in self._lengths])
+        ids = self._tensor([[token] for token in tokens])
+        if self._apart is not None:
+            rows = zip(ids.split(1), positions.split(1), self._apart, strict=True)
+            logits = torch.cat([self._pass(*row).logits[:, -1] for row in rows])
+        else:
+            logits = self._pass(ids, positions, self._cache, self._mask()).logits[:, -1]
+        self._lengths = [length + 1 for length in self._lengths]
+        return logits
+
+    def leave(self, row: int) -> None:
+        """Forget row number `row`; the rows after it move up."""
+        del self._lengths[row]
+        if self._apart is not None:
+            del self._apart[row]
+        elif not self._lengths:
+            self._cache = None
+        else:
+            stay = [number for number in range(len(self._lengths) + 1) if number != row]
+            longest = max(self._lengths)
+            layers = layers_of(self._cache)
+            self._cache = cache_of([(k[stay, :, -longest:], v[stay, :, -longest:]) for k, v in layers])
+
+    def _pass(self, ids: Tensor, positions: Tensor, cache, mask: Tensor | None = None):
+        return self._model(
+            input_ids=ids, position_ids=positions, past_key_values=cache, attention_mask=mask, use_cache=True
+        )
+
+    def _mask(self) -> Tensor | None:
+        """1 where a row has a token, the one that is given now included, 0 in its padding; None without padding."""
+        longest = max(self._lengths)
+        if min(self._lengths) == longest:
+            return None
+        return self._tensor([[0] * (longest - length) + [1] * (length + 1) for length in self._lengths])
+
+    def _tensor(self, values: Sequence) -> Tensor:
+        return torch.tensor(values, device=self._model.device)
+
+
+class Prefixes:
+    """The beginnings of the last prompts, so that a system prompt that all requests share is read once."""
+
+    def __init__(self):
+        self._kept: list[tuple[list[int], Layers]] = []
+
+    def longest(self, ids: Sequence[int]) -> Layers:
+        """What is kept of the longest beginning of `ids`, all of it but the last token; empty when too short."""
+        shared = [(common(ids[:-1], kept), layers) for kept, layers in self._kept]
+        length, layers = max(shared, default=(0, []), key=lambda pair: pair[0])
+        return [(k[:, :, :length], v[:, :, :length]) for k, v in layers] if length >= SHORTEST_PREFIX else []
+
+    def keep(self, ids: Sequence[int], layers: Layers) -> None:
+        """Keep the newest; a beginning that a newer one holds whole is dropped."""
+        others = [pair for pair in self._kept if common(ids, pair[0]) < len(pair[0])]
+        self._kept = [(list(ids), layers), *others][:KEPT_PREFIXES]
+
+
+def common(first: Sequence[int], second: Sequence[int]) -> int:
+    """The number of tokens that two sequences begin with alike."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def plain(cache: object) -> bool:
+    """Whether `cache` holds keys and values of every token and nothing else."""
+    return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def layers_of(cache: DynamicCache) -> Layers:
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def cache_of(layers: Layers) -> DynamicCache:
+    cache = DynamicCache()
+    for number, (keys, values) in enumerate(layers):
+        cache.update(keys, values, number)
+    return cache
+
+
+def merged(first: DynamicCache, second: DynamicCache) -> DynamicCache:
+    """The rows of both, the shorter ones padded on the left with zeros."""
+    pairs = zip(layers_of(first), layers_of(second), strict=True)
+    return cache_of([(stacked(k, more_k), stacked(v, more_v)) for (k, v), (more_k, more_v) in pairs])
+
+
+def stacked(first: Tensor, second: Tensor) -> Tensor:
+    longest = max(first.shape[2], second.shape[2])
+    return torch.cat([torch.nn.functional.pad(t, (0, 0, longest - t.shape[2], 0)) for t in (first, second)])

@@ -1,0 +1,381 @@
+"""What a request may say and what an answer says: the types of the API, as pydantic models.
+
+A field that is not here is refused with 400, and so is a value that would not be honoured. Null means the default, as
+in OpenAI's API. /openapi.json is made from these models.
+"""
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from labkit.generation import ANY_OBJECT
+from labkit.serving.contract import Limits, Refusal
+
+MOST_TOP_LOGPROBS = 20
+BRANCHES = ("str", "NamedTool")  # types that pydantic tried, which stand in its path to a problem and not in the body
+NAME = r"^[a-zA-Z0-9_-]{1,64}$"  # of a function or a schema
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class FunctionCall(Strict):
+    name: str
+    arguments: str = Field(description="JSON text")
+
+
+class ToolCall(Strict):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(Strict):
+    """One turn of the conversation. `developer` is the newer name of `system` and is rendered as it."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    reasoning_content: str | None = Field(None, description="of an assistant: as an earlier answer gave it")
+    tool_calls: list[ToolCall] | None = Field(None, description="of an assistant: as an earlier answer gave them")
+    tool_call_id: str | None = Field(None, description="of a tool: the call that it answers")
+
+    @model_validator(mode="after")
+    def _agree(self):
+        if self.role != "assistant" and (self.tool_calls or self.reasoning_content):
+            raise ValueError("tool_calls and reasoning_content belong to the role assistant")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("tool_call_id belongs to the role tool, which cannot be without")
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is missing")
+        return self
+
+    @property
+    def text(self) -> str:
+        parts = self.content if isinstance(self.content, list) else []
+        return "".join(part.text for part in parts) if parts else self.content or ""
+
+    def as_dict(self) -> dict:
+        """The message as chat templates take it."""
+        more = self.model_dump(include={"reasoning_content", "tool_calls", "tool_call_id"}, exclude_none=True)
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.text, **more}
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+
+
+class Function(Strict):
+    name: str = Field(pattern=NAME)
+    description: str | None = None
+    parameters: dict | None = Field(None, description="a JSON schema of the arguments")
+    strict: bool | None = Field(None, description="arguments are always kept to the schema when a call is forced")
+
+
+class Tool(Strict):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Strict):
+    name: str
+
+
+class NamedTool(Strict):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class JsonSchema(Strict):
+    name: str = Field(pattern=NAME)
+    description: str | None = None
+    schema_: dict = Field(alias="schema", description="a JSON schema; what cannot be enforced is refused")
+    strict: bool | None = Field(None, description="the schema is always kept")
+
+
+class TextFormat(Strict):
+    type: Literal["text"]
+
+
+class ObjectFormat(Strict):
+    type: Literal["json_object"]
+
+
+class SchemaFormat(Strict):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+Format = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
+
+
+class Decoding(Strict):
+    """What the two kinds of requests share."""
+
+    model: str | None = Field(None, description="optional; the served model's name")
+    max_tokens: int | None = Field(
+        None, ge=1, le=2**31 - 1, description="most tokens to answer with; default: the output limit"
+    )
+    temperature: float | None = Field(None, ge=0, le=2, description="0 to 2; default 0, which is greedy")
+    top_p: float | None = Field(None, ge=0, le=1, description="0 to 1, nucleus sampling; default 1")
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1, description="integer; same seed, same answer")
+    stop: str | list[str] | None = Field(None, description="a text, or up to 4, of 1 to 128 characters, not returned")
+    stream: bool | None = Field(None, description="true: server-sent events that end with [DONE]")
+    stream_options: StreamOptions | None = Field(None, description="with stream: {include_usage: true|false}")
+    n: int | None = Field(
+        None, ge=1, le=128, description="answers to make; at most the server's concurrency; default 1"
+    )
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="-2 to 2; default 0")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="-2 to 2; default 0")
+
+    @model_validator(mode="after")
+    def _stops_and_stream(self):
+        if len(self.stops) > 4 or any(not 1 <= len(stop) <= 128 for stop in self.stops):
+            raise ValueError("stop takes a text, or a list of up to 4, of 1 to 128 characters each")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only for stream: true")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def scores(self) -> int | None:
+        """How many of the likeliest tokens to tell beside each chosen one; None for no scores at all."""
+        raise NotImplementedError
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatRequest(Decoding):
+    """The body of POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(
+        min_length=1, description="required; objects with role (system, developer, user, assistant, tool) and content"
+    )
+    max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1, description="the newer name of max_tokens")
+    logprobs: bool | None = Field(None, description="true: the log-probability of each token")
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_TOP_LOGPROBS, description="with logprobs: 0 to 20 rivals")
+    response_format: Format | None = Field(
+        None, description="text, json_object or json_schema, by constrained decoding"
+    )
+    tools: list[Tool] | None = Field(None, min_length=1, description="functions the model may call")
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
+        None, description="none, auto, required, or one function; default auto"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self):
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs is only for logprobs: true")
+        if self.tool_choice not in (None, "none") and not self.tools:
+            raise ValueError("tool_choice is only for tools")
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("tools name a function twice")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError("tool_choice names a function that is not among the tools")
+        if self.forces_a_call and self.json_schema is not None:
+            raise ValueError("tool_choice forces a call and response_format another form; send one of them")
+        return self
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        return self.max_tokens or self.max_completion_tokens
+
+    @property
+    def scores(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def forces_a_call(self) -> bool:
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def json_schema(self) -> dict | None:
+        """The schema that the answer must keep, or None."""
+        if isinstance(self.response_format, SchemaFormat):
+            return self.response_format.json_schema.schema_
+        return ANY_OBJECT if isinstance(self.response_format, ObjectFormat) else None
+
+
+class CompletionRequest(Decoding):
+    """The body of POST /v1/completions: text goes on, no chat template."""
+
+    prompt: str | list[str] = Field(description="required; a text, or several, each of which gets its answers")
+    logprobs: int | None = Field(None, ge=0, le=5, description="the log-probability of each token, and so many rivals")
+
+    @model_validator(mode="after")
+    def _agree(self):
+        if not self.prompts or not all(self.prompts):
+            raise ValueError("prompt is empty")
+        return self
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def scores(self) -> int | None:
+        return self.logprobs
+
+
+Asked = TypeVar("Asked", bound=Decoding)
+
+
+def read_request(kind: type[Asked], body: bytes, model: str, limits: Limits) -> Asked:
+    """`body` as a request that this server will honour in every parameter. Raises Refusal for anything else."""
+    try:
+        asked = kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(error) from None
+    if asked.model is not None and asked.model != model:
+        text = f"the model {asked.model[:100]!r} is not served here; this server has {model}"
+        raise Refusal("model_not_found", text, "model")
+    if (asked.wanted_tokens or 0) > limits.max_output_tokens:
+        name = "max_tokens" if asked.max_tokens else "max_completion_tokens"
+        raise Refusal(
+            "invalid_value", f"{name} is {asked.wanted_tokens}; the limit is {limits.max_output_tokens}", name
+        )
+    answers = (asked.n or 1) * len(getattr(asked, "prompts", " "))
+    if answers > limits.concurrency:
+        text = f"{answers} answers are asked for; this server makes at most {limits.concurrency} at once"
+        raise Refusal("invalid_value", text, "prompt" if answers > (asked.n or 1) else "n")
+    return asked
+
+
+def _refusal(error: ValidationError) -> Refusal:
+    """The first problem that pydantic found, told without the values that were sent."""
+    problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    kind = problem["type"]
+    *path, last = problem["loc"] or ("",)
+    path = [str(part) for part in path if part not in BRANCHES and "[" not in str(part)]
+    where = ".".join([*path, *([str(last)] if kind == "extra_forbidden" or last not in BRANCHES else [])])[:100]
+    if kind == "json_invalid" or (not where and kind == "model_type"):
+        return Refusal("invalid_json", f"the body is not a JSON object: {problem['msg']}")
+    if kind == "extra_forbidden":
+        return Refusal("unsupported_parameter", f"this server does not honour the parameter {where}", where)
+    message = problem["msg"].removeprefix("Value error, ")  # of a validator here; begins with the parameter's name
+    return Refusal("invalid_value", f"{where}: {message}" if where else message, where or message.split()[0])
+
+
+REQUEST_FIELDS = {name: field.description for name, field in ChatRequest.model_fields.items()}
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """Every refusal."""
+
+    error: ErrorDetail
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TokenLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ScoredToken(TokenLogprob):
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[ScoredToken]
+    refusal: None
+
+
+class AnswerMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str | None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class Reply(BaseModel):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    usage: Usage
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+class ChatCompletion(Reply):
+    """The answer of POST /v1/chat/completions when it is not streamed."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+class TextLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+
+
+class TextChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: Literal["stop", "length", "content_filter"]
+
+
+class TextCompletion(Reply):
+    """The answer of POST /v1/completions when it is not streamed."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    status: str
+    model: str
+    revision: str
+    device: str
+    dtype: str
+    running: int
+    waiting: int
