@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import llguidance
-import llguidance.hf
-import llguidance.torch
 from torch import Tensor
 
 from labkit.errors import LabError
@@ -28,7 +26,7 @@ class Constraint:
 
     def __init__(self, tokenizer, vocabulary: int, grammar: str):
         self._matcher = llguidance.LLMatcher(_tokenizer(tokenizer, vocabulary), grammar)
-        self._mask = llguidance.torch.allocate_token_bitmask(1, vocabulary)
+        self._mask = _masks().allocate_token_bitmask(1, vocabulary)
         self._check()
 
     def fresh(self) -> "Constraint":
@@ -39,10 +37,10 @@ class Constraint:
 
     def allowed(self, logits: Tensor) -> Tensor:
         """`logits`, shape (vocab,), with minus infinity for every token that may not come now."""
-        llguidance.torch.fill_next_token_bitmask(self._matcher, self._mask)
+        _masks().fill_next_token_bitmask(self._matcher, self._mask)
         self._check()
         logits = logits.clone().unsqueeze(0)
-        llguidance.torch.apply_token_bitmask_inplace(logits, self._mask)
+        _masks().apply_token_bitmask_inplace(logits, self._mask)
         return logits[0]
 
     def take(self, token: int) -> None:
@@ -93,4 +91,13 @@ def _values(node: object, key: str) -> Iterator[object]:
 
 @lru_cache(maxsize=2)
 def _tokenizer(tokenizer, vocabulary: int) -> llguidance.LLTokenizer:
-    return llguidance.hf.from_tokenizer(tokenizer, vocabulary)
+    from llguidance.hf import from_tokenizer
+
+    return from_tokenizer(tokenizer, vocabulary)
+
+
+def _masks():
+    """llguidance's functions on torch tensors. They load torch's compiler, which takes seconds: only where needed."""
+    import llguidance.torch
+
+    return llguidance.torch
