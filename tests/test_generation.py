@@ -47,7 +47,7 @@ def test_pieces_add_up_to_the_answer(embedded):
     *pieces, done = embedded.stream(HELLO, Sampling(max_tokens=30))
     assert isinstance(done, Completion)
     assert "".join(pieces) == done.text
-    assert done.prompt_tokens == embedded.count_tokens(HELLO)
+    assert done.prompt_tokens == len(embedded.prompt_ids(HELLO))
     assert 0 < done.first_token_seconds <= done.seconds
 
 

@@ -9,9 +9,7 @@ from labkit.layout import MODELS
 from labkit.serving.reasoning import (
     Reasoning,
     ReasoningSplitter,
-    Split,
     reasoning_for_template,
-    split_reasoning,
     thinking_of,
 )
 
@@ -65,8 +63,8 @@ def test_template_and_prompt_say_how_an_answer_begins():
     ],
 )
 def test_whole_answers(text, thinking, reasoning, content):
-    assert split_reasoning(text, thinking) == Split(reasoning, content)
-    assert streamed(list(text), thinking) == Split(reasoning, content)
+    assert streamed([text], thinking) == (reasoning, content)
+    assert streamed(list(text), thinking) == (reasoning, content)
 
 
 def streamed(pieces, thinking):
@@ -75,7 +73,7 @@ def streamed(pieces, thinking):
     assert all(event.text if isinstance(event, Reasoning) else event for event in events)
     kinds = [isinstance(event, Reasoning) for event in events]
     assert kinds == sorted(kinds, reverse=True), "reasoning after content"
-    return Split(
+    return (
         "".join(event.text for event in events if isinstance(event, Reasoning)),
         "".join(event for event in events if isinstance(event, str)),
     )
@@ -89,7 +87,7 @@ def test_every_way_of_cutting_gives_the_same(thinking):
         text = "".join(rng.choices(parts, k=rng.randint(0, 8)))
         at = sorted(rng.choices(range(len(text) + 1), k=rng.randint(0, 6)))
         pieces = [text[start:end] for start, end in zip([0, *at], [*at, len(text)], strict=True)]
-        assert streamed(pieces, thinking) == streamed(list(text), thinking) == split_reasoning(text, thinking), text
+        assert streamed(pieces, thinking) == streamed(list(text), thinking) == streamed([text], thinking), text
 
 
 def test_pieces_go_out_at_once_except_what_may_be_a_tag():

@@ -1,7 +1,6 @@
 """Engines that are not ours: the exact command of each, what is refused, and one that is really started and stopped."""
 
 import dataclasses
-import importlib.util
 import io
 import json
 import os
@@ -373,10 +372,6 @@ def test_an_engine_that_ends_by_itself_is_an_error_with_its_last_words(toy, tmp_
 
 @posix
 def test_transformers_serve_is_started_asked_and_stopped(tiny_model_folder, tmp_path, monkeypatch):
-    from transformers.utils.import_utils import is_serve_available
-
-    if not is_serve_available() or importlib.util.find_spec("accelerate") is None:
-        pytest.skip("the serving extra of transformers is not installed")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     launch = plan_launch(find_engine("transformers serve"), EngineSettings(str(tiny_model_folder), port=free_port()))

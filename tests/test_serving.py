@@ -24,8 +24,8 @@ from labkit.serving import contract
 from labkit.serving.app import create_app
 from labkit.serving.contract import Limits, ServerSettings
 from labkit.serving.gate import JsonLines
-from labkit.serving.jobs import Admission, Job, Wanted
-from labkit.serving.scheduler import Scheduler
+from labkit.serving.jobs import Admission, Job
+from labkit.serving.scheduler import Scheduler, Wanted
 from labkit.serving.schema import ChatRequest
 
 
@@ -80,7 +80,7 @@ def test_the_learners_client(server):
 
 def test_openai_client_plain_and_streaming_agree(url, tiny_model):
     plain = client(url).chat.completions.create(model="tiny-llama", messages=HELLO, max_tokens=20, temperature=0)
-    assert plain.usage.prompt_tokens == tiny_model.count_tokens(HELLO)
+    assert plain.usage.prompt_tokens == len(tiny_model.prompt_ids(HELLO))
     assert plain.usage.total_tokens == plain.usage.prompt_tokens + 20
     assert plain.choices[0].finish_reason == "length"
     assert plain.system_fingerprint == tiny_model.revision
@@ -369,11 +369,11 @@ def test_the_contract_document_is_what_the_server_enforces(url, tiny_model):
     assert refused(chat(url, max_tokens=most + 1), 400, "invalid_value", "max_tokens")
 
     def prompt(tokens):
-        spare = tokens - tiny_model.count_tokens([{"role": "user", "content": ""}])
+        spare = tokens - len(tiny_model.prompt_ids([{"role": "user", "content": ""}]))
         return [{"role": "user", "content": "~" * spare}]
 
     fits = prompt(limits["max_input_tokens"])
-    assert tiny_model.count_tokens(fits) == limits["max_input_tokens"]
+    assert len(tiny_model.prompt_ids(fits)) == limits["max_input_tokens"]
     assert chat(url, messages=fits, max_tokens=1).status_code == 200
     over = prompt(limits["max_input_tokens"] + 1)
     assert refused(chat(url, messages=over), 400, "context_length_exceeded", "messages")
@@ -523,7 +523,7 @@ def test_each_request_is_one_line_of_log_without_its_prompt(tiny_model, caplog):
     for line in lines[:2]:
         assert line["client"] == hashlib.sha256(b"s3cret").hexdigest()[:8]
         assert (line["completion_tokens"], line["finish_reasons"]) == (3, ["length"])
-        assert line["prompt_tokens"] == tiny_model.count_tokens(HELLO)
+        assert line["prompt_tokens"] == len(tiny_model.prompt_ids(HELLO))
         assert 0 < line["first_token_seconds"] <= line["seconds"]
     text = json.dumps(lines)
     assert HELLO[0]["content"] not in text

@@ -15,16 +15,12 @@ from labkit.serving.tool_calls import (
     LLAMA,
     MISTRAL,
     MISTRAL_ARGS,
-    Parsed,
     ToolCall,
     ToolCallSplitter,
-    for_template,
-    forced_schema,
     new_call_id,
-    parse_tool_calls,
     style_of,
-    tools_for_template,
 )
+from labkit.serving.tool_prompts import for_template, forced_schema, tools_for_template
 
 STYLES = [HERMES, LLAMA, MISTRAL, MISTRAL_ARGS]
 KNOWN = {"leave_days", "now"}
@@ -154,8 +150,17 @@ def call(name, arguments, id="call_0123456789abcdef"):
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def parsed(text, style, content="", *calls):
-    assert parse_tool_calls(text, style, KNOWN) == Parsed(content, tuple(ToolCall(*each) for each in calls))
+def read(pieces, style):
+    """(content, calls) of an answer that comes in `pieces`: a text whole, a list piece by piece."""
+    splitter = ToolCallSplitter(style, KNOWN)
+    events = [event for piece in [pieces] * isinstance(pieces, str) or pieces for event in splitter.feed(piece)]
+    events += splitter.end()
+    assert all(events)
+    return "".join(e for e in events if isinstance(e, str)), [e for e in events if not isinstance(e, str)]
+
+
+def said(content, *calls):
+    return content, [ToolCall(*each) for each in calls]
 
 
 # Which format a template teaches
@@ -183,9 +188,9 @@ def test_hermes_calls_with_text_before_and_between():
     first = '<tool_call>\n{"name": "leave_days", "arguments": {"name": "Ada", "year": 2026}}\n</tool_call>'
     second = '<tool_call>{"arguments": {}, "name": "now"}</tool_call>'
     ada = ("leave_days", '{"name": "Ada", "year": 2026}')
-    parsed(first, HERMES, "", ada)
-    parsed(f"Let me look.\n\n{first}\n{second}\n", HERMES, "Let me look.", ada, ("now", "{}"))
-    parsed(f"{first}\nDone.", HERMES, "\nDone.", ada)
+    assert read(first, HERMES) == said("", ada)
+    assert read(f"Let me look.\n\n{first}\n{second}\n", HERMES) == said("Let me look.", ada, ("now", "{}"))
+    assert read(f"{first}\nDone.", HERMES) == said("\nDone.", ada)
 
 
 def test_llama_calls_stand_alone():
@@ -193,19 +198,23 @@ def test_llama_calls_stand_alone():
     now = '{"type": "function", "name": "now", "parameters": {}}'
     calls = (("leave_days", '{"name": "Ada"}'), ("now", "{}"))
     for text in (f"{ada}; {now}", f"\n{ada}\n{now}\n", f"<|python_tag|>{ada};{now}", f"{ada}<|python_tag|> {now};"):
-        parsed(text, LLAMA, "", *calls)
-    parsed(f"Well: {ada}", LLAMA, f"Well: {ada}")
-    parsed(f"Well: <|python_tag|>{ada}", LLAMA, "Well:", calls[0])
-    parsed(f"{ada}; then", LLAMA, "; then", calls[0])
+        assert read(text, LLAMA) == said("", *calls)
+    assert read(f"Well: {ada}", LLAMA) == said(f"Well: {ada}")
+    assert read(f"Well: <|python_tag|>{ada}", LLAMA) == said("Well:", calls[0])
+    assert read(f"{ada}; then", LLAMA) == said("; then", calls[0])
 
 
 @pytest.mark.parametrize("style", [MISTRAL, MISTRAL_ARGS], ids=by_name)
 def test_mistral_calls_in_both_formats(style):
     ada, now = ("leave_days", '{"name": "Ada"}'), ("now", "{}")
     old = '[TOOL_CALLS] [{"name": "leave_days", "arguments": {"name": "Ada"}, "id": "abcdefgh1"}, {"name": "now"}]'
-    parsed(old, style, "", ada, now)
-    parsed('[TOOL_CALLS]leave_days[ARGS]{"name": "Ada"}[TOOL_CALLS]now[CALL_ID]abcdefgh1[ARGS]{}', style, "", ada, now)
-    parsed('One moment. [TOOL_CALLS]now[ARGS] {"zone": "UTC"}', style, "One moment.", ("now", '{"zone": "UTC"}'))
+    assert read(old, style) == said("", ada, now)
+    assert read('[TOOL_CALLS]leave_days[ARGS]{"name": "Ada"}[TOOL_CALLS]now[CALL_ID]abcdefgh1[ARGS]{}', style) == said(
+        "", ada, now
+    )
+    assert read('One moment. [TOOL_CALLS]now[ARGS] {"zone": "UTC"}', style) == said(
+        "One moment.", ("now", '{"zone": "UTC"}')
+    )
 
 
 @pytest.mark.parametrize(
@@ -234,7 +243,7 @@ def test_mistral_calls_in_both_formats(style):
     ],
 )
 def test_what_is_no_call_stays_content(text, style):
-    parsed(text, style, text)
+    assert read(text, style) == said(text)
 
 
 @pytest.mark.parametrize(
@@ -245,27 +254,27 @@ def test_what_is_no_call_stays_content(text, style):
 @pytest.mark.parametrize("style", STYLES, ids=by_name)
 def test_json_that_not_every_reader_takes_is_content(style, value):
     text = written(style, "now", f'{{"a": {value}}}')
-    parsed(text, style, text)
+    assert read(text, style) == said(text)
 
 
 def test_a_broken_call_does_not_hide_the_next_one():
     good = '<tool_call>{"name": "now"}</tool_call>'
     for broken in ('<tool_call>{"name": </tool_call>', '<tool_call>{"name": "no', "<tool_call>"):
-        parsed(broken + good, HERMES, broken, ("now", "{}"))
+        assert read(broken + good, HERMES) == said(broken, ("now", "{}"))
 
 
 def test_arguments_are_written_anew_and_always_parse():
     text = (
         '<tool_call>{"name":"now","arguments":{"place":"K\u00f6ln\n</tool_call>","tab":"\t", "n" : 1.50}}</tool_call>'
     )
-    (found,) = parse_tool_calls(text, HERMES, KNOWN).calls
+    _, (found,) = read(text, HERMES)
     assert json.loads(found.arguments) == {"place": "K\u00f6ln\n</tool_call>", "tab": "\t", "n": 1.5}
     assert "K\u00f6ln" in found.arguments
 
 
 def test_a_closing_tag_that_never_comes_is_forgiven_once_the_json_is_complete():
-    parsed('<tool_call>{"name": "now"}\n', HERMES, "", ("now", "{}"))
-    parsed('<tool_call>{"name": "now"}</tool_', HERMES, "", ("now", "{}"))
+    assert read('<tool_call>{"name": "now"}\n', HERMES) == said("", ("now", "{}"))
+    assert read('<tool_call>{"name": "now"}</tool_', HERMES) == said("", ("now", "{}"))
 
 
 # In pieces
@@ -276,13 +285,6 @@ def written(style, name, arguments):
         return f"[TOOL_CALLS]{name}[ARGS]{arguments}"
     one = f'{{"name": "{name}", "{style.key}": {arguments}}}'
     return f"{style.prefix}[{one}]" if style.lists else f"{style.prefix}{one}\n{style.tail}"
-
-
-def streamed(pieces, style):
-    splitter = ToolCallSplitter(style, KNOWN)
-    events = [event for piece in pieces for event in splitter.feed(piece)] + splitter.end()
-    assert all(events)
-    return Parsed("".join(e for e in events if isinstance(e, str)), tuple(e for e in events if not isinstance(e, str)))
 
 
 def cut(text, rng):
@@ -313,12 +315,12 @@ def test_every_way_of_cutting_gives_the_same(style):
         text = "".join(rng.choices(parts, k=rng.randint(1, 7)))
         if rng.random() < 0.3:
             text = text[: rng.randint(0, len(text))]
-        whole = parse_tool_calls(text, style, KNOWN)
-        calls += len(whole.calls)
+        content, found = whole = read(text, style)
+        calls += len(found)
         for pieces in (list(text), cut(text, rng), cut(text, rng)):
-            assert streamed(pieces, style) == whole, pieces
-        if not whole.calls:
-            assert whole.content == text
+            assert read(pieces, style) == whole, pieces
+        if not found:
+            assert content == text
     assert calls > 100
 
 
@@ -372,7 +374,7 @@ def fits(forced, style, name, arguments):
     good = jsonschema.Draft202012Validator(forced.schema).is_valid(value)
     if good:
         text = forced.prefix + json.dumps(value) + forced.suffix
-        parsed(text, style, "", (name, json.dumps(arguments)))
+        assert read(text, style) == said("", (name, json.dumps(arguments)))
         assert text.strip() == text
     return good
 
@@ -454,7 +456,7 @@ def test_a_call_as_the_template_writes_it_is_read_back(style):
     answer = text[text.rindex("[/INST]" if style.lists else "assistant") :].partition("]" if style.lists else "\n")[2]
     for ending in ("<|im_end|>\n", "<|eot_id|>", "</s>"):
         answer = answer.removesuffix(ending)
-    parsed(answer, style, "", *[tuple(each["function"].values()) for each in message["tool_calls"]])
+    assert read(answer, style) == said("", *[tuple(each["function"].values()) for each in message["tool_calls"]])
 
 
 def test_ids_of_other_servers_become_short_and_still_agree():

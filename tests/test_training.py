@@ -15,11 +15,13 @@ from labkit.generation import Sampling, load_chat_model
 from labkit.gpt2 import GPT2, GPT2Config
 from labkit.layout import MODELS
 from labkit.training.data import IGNORED, Batches, TokenData
-from labkit.training.loop import EXPLODED, Trainer, TrainSettings, learning_rate, make_optimizer, train
+from labkit.training.loop import EXPLODED, Trainer, train
 from labkit.training.mini_gpt2 import train_into_pack, train_mini_gpt2
+from labkit.training.optimizer import learning_rate, make_optimizer
 from labkit.training.plan import MiniRun
 from labkit.training.recipe import read_chats, read_recipe, train_from_recipe
 from labkit.training.run_files import RUN_FOLDER, load_mini_gpt2, verdict_of
+from labkit.training.settings import TrainSettings
 from labkit.training.tokens import encode_chats, train_bpe, train_characters
 
 TINY = MiniRun(steps=6, batch_size=4, vocab_size=400, block_size=32, n_layer=2, n_head=2, n_embd=32)

@@ -18,8 +18,9 @@ from labkit.gpt2 import GPT2, GPT2Config
 from labkit.training import loop, precision, speed
 from labkit.training.data import TokenData, read_tokens, token_file
 from labkit.training.log import trace_line
-from labkit.training.loop import Trainer, TrainSettings, train
+from labkit.training.loop import Trainer, train
 from labkit.training.mini_gpt2 import train_mini_gpt2
+from labkit.training.optimizer import EagerAdamW
 from labkit.training.parallel import World
 from labkit.training.plan import (
     EVALUATION_STEPS,
@@ -31,6 +32,7 @@ from labkit.training.plan import (
     settings_of,
 )
 from labkit.training.run_files import RUN_FOLDER, repeat_command
+from labkit.training.settings import TrainSettings
 from labkit.training.sizes import SIZES
 from labkit.training.tokens import train_bpe
 
@@ -328,7 +330,7 @@ def test_first_loss_is_that_of_even_belief(size, vocabulary):
 def test_the_optimizer_is_torchs_adamw():
     """Bit for bit, and a state of one is a state of the other."""
     weights = {}
-    for kind in (torch.optim.AdamW, loop.EagerAdamW):
+    for kind in (torch.optim.AdamW, EagerAdamW):
         model = small_model()
         optimizer = kind(model.parameters(), lr=1e-2, fused=True)
         for number in range(4):
@@ -340,7 +342,7 @@ def test_the_optimizer_is_torchs_adamw():
             optimizer.zero_grad()
         weights[kind] = model.state_dict()
     for name, weight in weights[torch.optim.AdamW].items():
-        assert torch.equal(weight, weights[loop.EagerAdamW][name])
+        assert torch.equal(weight, weights[EagerAdamW][name])
 
 
 def test_a_run_with_a_snapshot_and_a_resume_never_loads_the_compiler(tmp_path):
@@ -372,7 +374,8 @@ def test_steps_do_not_ask_the_kernel_for_memory_again_and_again():
 import resource, numpy as np
 from labkit.gpt2 import GPT2, GPT2Config
 from labkit.training.data import TokenData
-from labkit.training.loop import Trainer, TrainSettings
+from labkit.training.loop import Trainer
+from labkit.training.settings import TrainSettings
 data = TokenData(np.arange(5000, dtype=np.uint16) % 1024)
 trainer = Trainer(GPT2(GPT2Config(vocab_size=1024)), data, data, TrainSettings(steps=99, precision="fp32"), "cpu")
 for _ in range(10):

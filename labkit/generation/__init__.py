@@ -3,11 +3,10 @@
 from labkit.generation.answer import Answer, Completion, TokenScore, first_stop, held_back
 from labkit.generation.batch import Batch, Prefixes
 from labkit.generation.chat_model import EMBEDDED, ChatModel, Message, load_chat_model, write_first_run
-from labkit.generation.constraint import ANY_OBJECT, Constraint, json_grammar
+from labkit.generation.constraint import Constraint, json_grammar
 from labkit.generation.sampling import COLDEST, Sampling, choose_token
 
 __all__ = [
-    "ANY_OBJECT",
     "COLDEST",
     "EMBEDDED",
     "Answer",

@@ -62,9 +62,6 @@ class ChatModel:
         """The token ids of `text` as it is, no special token added."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        return len(self.prompt_ids(messages))
-
     def prompt_of(self, text: str) -> list[int]:
         """The token ids of a raw prompt, with the beginning-of-text token where the model was trained with one."""
         return self.tokenizer(text)["input_ids"]

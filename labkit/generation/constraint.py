@@ -13,7 +13,6 @@ from torch import Tensor
 
 from labkit.errors import LabError
 
-ANY_OBJECT = {"type": "object"}
 LONGEST_SCHEMA = 20_000  # characters
 MOST_CONDITIONS = 4  # in all allOf of a schema: conditions that must hold together can take hours to compile
 

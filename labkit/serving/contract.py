@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from starlette.exceptions import HTTPException
 
 from labkit.errors import LabError
+from labkit.serving.schema import REQUEST_FIELDS
 
 SERVICE = "labkit chat completions"
 
@@ -125,7 +126,7 @@ class ServerSettings:
             return self.host == "localhost"
 
 
-def contract_document(settings: ServerSettings, model: str, revision: str, request_fields: dict[str, str]) -> dict:
+def contract_document(settings: ServerSettings, model: str, revision: str) -> dict:
     """The content of service_contract.json for a server with `settings` that serves `model`.
 
     `settings.limits` are the enforced ones (after `Limits.within`). A running server gives this at GET /contract.
@@ -146,7 +147,7 @@ def contract_document(settings: ServerSettings, model: str, revision: str, reque
             "metrics": "GET /metrics",
         },
         "authorization": "Authorization: Bearer <key>" if settings.api_keys else "none, loopback only",
-        "request": request_fields,
+        "request": REQUEST_FIELDS,
         "response": {
             "choices[0].message.content": "the answer",
             "choices[0].finish_reason": "stop (the model ended or a stop text came), length (max_tokens reached), "

@@ -3,25 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 
 from labkit.errors import LabError
-from labkit.generation import Completion, Constraint, Sampling
+from labkit.generation import Completion
 from labkit.serving.contract import Limits, Refusal
-from labkit.serving.scheduler import Order, Piece, Scheduler
+from labkit.serving.scheduler import Order, Piece, Scheduler, Wanted
 
 LATE = "not answered within the time that the contract gives a request"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """One answer that a request asks for: the prompt's token ids, how to decode, what keeps it to a form, and a marker
-    that stays in the text although it may be a special token."""
-
-    ids: Sequence[int]
-    sampling: Sampling
-    constraint: Constraint | None = None
-    kept: str = ""
 
 
 class Admission:
@@ -76,10 +64,7 @@ class Job:
 
     def _order(self, number: int, one: Wanted) -> Order:
         return Order(
-            one.ids,
-            one.sampling,
-            one.constraint,
-            one.kept,
+            one,
             tell=lambda item: self._on_loop(self._made.put_nowait, (number, item)),
             left=lambda: self._on_loop(self._admission.give_back),
         )

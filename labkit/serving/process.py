@@ -54,6 +54,12 @@ class RunningServer:
             return None
 
 
+def record_server(pid: int, **facts: object) -> None:
+    """Write the state file of the server with process `pid`; `facts` are the other fields of RunningServer."""
+    state = RunningServer(pid=pid, create_time=psutil.Process(pid).create_time(), **facts)
+    write_atomically(state_file(state.port), json_text(asdict(state)).encode("utf-8"))
+
+
 def state_file(port: int) -> Path:
     return STATE / f"server-{port}.json"
 
@@ -251,17 +257,10 @@ def load_model(settings: ServerSettings):
         ) from error
 
 
-def _say(text: str, stream) -> None:
-    """Print a line; a log that takes no more (full disk, closed pipe) is no reason to stop answering."""
-    with contextlib.suppress(OSError):
-        print(text, file=stream, flush=True)
-
-
 def _record(settings: ServerSettings, model) -> None:
     """Write the state file, before the service is ready: whoever finds it ready can stop it."""
-    state = RunningServer(
-        pid=os.getpid(),
-        create_time=psutil.Process().create_time(),
+    record_server(
+        os.getpid(),
         host=settings.host,
         port=settings.port,
         base_url=settings.base_url,
@@ -271,7 +270,12 @@ def _record(settings: ServerSettings, model) -> None:
         started=utc_now(),
         limits=asdict(settings.limits),
     )
-    write_atomically(state_file(settings.port), json_text(asdict(state)).encode("utf-8"))
+
+
+def _say(text: str, stream) -> None:
+    """Print a line; a log that takes no more (full disk, closed pipe) is no reason to stop answering."""
+    with contextlib.suppress(OSError):
+        print(text, file=stream, flush=True)
 
 
 @contextlib.contextmanager

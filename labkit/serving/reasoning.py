@@ -32,23 +32,7 @@ class Reasoning:
     text: str
 
 
-@dataclass(frozen=True)
-class Split:
-    """A whole answer: the thinking and what follows it, without the tags and the white space around them."""
-
-    reasoning: str
-    content: str
-
-
 Event = str | Reasoning  # a piece of content, or of the thinking
-
-
-def split_reasoning(text: str, thinking: Thinking) -> Split:
-    """`text` in two. Thinking that was not finished is all reasoning; without a tag at its beginning all is content."""
-    splitter = ReasoningSplitter(thinking)
-    events = splitter.feed(text) + splitter.end()
-    reasoning = "".join(event.text for event in events if isinstance(event, Reasoning))
-    return Split(reasoning, "".join(event for event in events if isinstance(event, str)))
 
 
 class ReasoningSplitter:

@@ -20,11 +20,11 @@ import psutil
 
 from labkit.endpoint import KEY_VARIABLE, read_health, read_json_page
 from labkit.errors import LabError
-from labkit.evidence import json_text, utc_now, write_atomically
+from labkit.evidence import utc_now
 from labkit.layout import ROOT, STATE
 from labkit.serving.contract import Limits, ServerSettings
 from labkit.serving.engines import SERVICE, Engine, Launch
-from labkit.serving.process import RunningServer, children_of, claim_port, end_children, state_file, with_keys
+from labkit.serving.process import children_of, claim_port, end_children, record_server, state_file, with_keys
 from labkit.serving.shutdown import stop_server
 
 SERVER_MODULE = "labkit.serving"
@@ -121,18 +121,15 @@ def serve_engine(launch: Launch, timeout: float = ENGINE_SECONDS) -> None:
 
     Raises LabError with the engine's last words when it ends by itself.
     """
-    with _passed_on(signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
-        try:
-            with start_engine(launch, timeout=timeout) as handle:
-                print(f"serving {handle.model} with {launch.engine.name} at {handle.base_url}  (Ctrl+C stops it)")
-                print(f"log: {handle.log.name} in {handle.log.parent.name}", flush=True)
-                code = handle.process.wait()
-                _end_group(handle.process)
-                state_file(handle.port).unlink(missing_ok=True)
-                if code not in STOPPED:
-                    raise _reason(handle.log, f"{launch.engine.name} ended by itself with code {code}")
-        except KeyboardInterrupt:
-            pass
+    signals = _passed_on(signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None))
+    with signals, contextlib.suppress(KeyboardInterrupt), start_engine(launch, timeout=timeout) as handle:
+        print(f"serving {handle.model} with {launch.engine.name} at {handle.base_url}  (Ctrl+C stops it)")
+        print(f"log: {handle.log.name} in {handle.log.parent.name}", flush=True)
+        code = handle.process.wait()
+        _end_group(handle.process)
+        state_file(handle.port).unlink(missing_ok=True)
+        if code not in STOPPED:
+            raise _reason(handle.log, f"{launch.engine.name} ended by itself with code {code}")
     print("stopped", file=sys.stderr, flush=True)
 
 
@@ -181,9 +178,8 @@ def _run_then(launch: Launch, log: Path) -> None:
 
 def _announce(launch: Launch, process: subprocess.Popen, started: str) -> None:
     """The state file of an engine; `process.serve` writes that of our own server."""
-    state = RunningServer(
-        pid=process.pid,
-        create_time=psutil.Process(process.pid).create_time(),
+    record_server(
+        process.pid,
         host=launch.host,
         port=launch.port,
         base_url=launch.base_url,
@@ -193,7 +189,6 @@ def _announce(launch: Launch, process: subprocess.Popen, started: str) -> None:
         started=started,
         limits=launch.limits,
     )
-    write_atomically(state_file(launch.port), json_text(asdict(state)).encode("utf-8"))
 
 
 def _log_of(port: int, log: Path | None) -> Path:

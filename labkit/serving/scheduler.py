@@ -26,6 +26,17 @@ class Piece:
 Item = Piece | Completion | Exception  # an order's last item is one of the latter two
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """One answer that a request asks for: the prompt's token ids, how to decode, what keeps it to a form, and a marker
+    that stays in the text although it may be a special token."""
+
+    ids: Sequence[int]
+    sampling: Sampling
+    constraint: Constraint | None = None
+    kept: str = ""
+
+
 @dataclass(eq=False)
 class Order:
     """One answer to be made. `tell` is called from the scheduler's thread with each item; `left` when it is all over.
@@ -34,10 +45,7 @@ class Order:
     refused because of the answer that it holds in its hands.
     """
 
-    ids: Sequence[int]
-    sampling: Sampling
-    constraint: Constraint | None
-    kept: str
+    wanted: Wanted
     tell: Callable[[Item], None]
     left: Callable[[], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -136,8 +144,9 @@ class Scheduler:
 
     def _join(self, order: Order) -> None:
         try:
-            answer = self._model.answer(order.ids, order.sampling, order.constraint, order.kept)
-            logits = self._batch.join(order.ids)
+            wanted = order.wanted
+            answer = self._model.answer(wanted.ids, wanted.sampling, wanted.constraint, wanted.kept)
+            logits = self._batch.join(wanted.ids)
         except BaseException as error:  # a panic in a library's Rust is no Exception
             _end(order, _told(error))
             return

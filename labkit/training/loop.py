@@ -5,12 +5,11 @@ It takes any module that maps token ids (batch, time) to logits (batch, time, vo
 """
 
 import contextlib
-import inspect
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch.nn import functional
 from labkit.errors import LabError
 from labkit.training.data import IGNORED, Batches, TokenData
 from labkit.training.log import LogRow
+from labkit.training.optimizer import learning_rate, make_optimizer
 from labkit.training.parallel import (
     ALONE,
     World,
@@ -31,33 +31,11 @@ from labkit.training.parallel import (
     whole_state,
 )
 from labkit.training.precision import Precision, choose_precision
+from labkit.training.settings import TrainSettings
 from labkit.training.speed import flops_per_token, keep_freed_memory, out_of_memory, peak_flops, worth_compiling
 
 EXPLODED = 1.5  # times the loss of even belief over the vocabulary: a train loss above it will not come back
 COMPILE_AFTER = 10  # steps after which the time of a step is known
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """What a run is made of. The rate rises linearly over `warmup_steps`, then falls along a cosine to a tenth.
-
-    `betas`, `weight_decay` and `grad_clip` are those of GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix B).
-    A step sees `accumulate` batches one after the other, so that a large batch fits into a small memory.
-    """
-
-    steps: int
-    batch_size: int = 12
-    block_size: int = 64
-    learning_rate: float = 2e-3
-    warmup_steps: int = 20
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    grad_clip: float = 1.0
-    log_every: int = 25
-    eval_batches: int = 8
-    seed: int = 13
-    accumulate: int = 1
-    precision: str = "auto"
 
 
 class Trainer:
@@ -317,36 +295,6 @@ def train(
 ) -> list[LogRow]:
     """Train `model` in place from beginning to end and return the log. Raises LabError as `Trainer.run` does."""
     return Trainer(model, training, held_out, settings, device).run(on_row, lambda trainer: None)
-
-
-class EagerAdamW(torch.optim.AdamW):
-    """torch's AdamW as it is without its compiler.
-
-    torch wraps these methods so that its compiler leaves them alone, and loads it to say so: two seconds and 60 MiB
-    before the first step, in a run that most often compiles nothing. Only a model is compiled here, never an optimizer.
-    """
-
-    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
-    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
-    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
-
-
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> EagerAdamW:
-    """AdamW that decays matrices and leaves biases and norms alone, so that decay never shrinks a scale."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return EagerAdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
-
-
-def learning_rate(step: int, settings: TrainSettings) -> float:
-    """The rate at `step` (1-based): linear warm-up, then a cosine from the full rate to a tenth of it."""
-    if step <= settings.warmup_steps:
-        return settings.learning_rate * step / settings.warmup_steps
-    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return settings.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 
 def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:

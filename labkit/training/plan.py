@@ -14,9 +14,10 @@ from labkit.errors import LabError
 from labkit.gpt2 import GPT2, GPT2Config
 from labkit.layout import DATA
 from labkit.training.data import TokenData, read_tokens, token_file
-from labkit.training.loop import Trainer, TrainSettings
+from labkit.training.loop import Trainer
 from labkit.training.parallel import ALONE, World
 from labkit.training.precision import choose_precision
+from labkit.training.settings import TrainSettings
 from labkit.training.sizes import size_of
 from labkit.training.tokens import SMALLEST_BPE, train_bpe, train_characters
 

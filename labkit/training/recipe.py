@@ -15,8 +15,9 @@ from labkit.environment import choose_device
 from labkit.errors import LabError
 from labkit.evidence import csv_text, write_atomically
 from labkit.training.log import LOG_COLUMNS, LogRow
-from labkit.training.loop import Trainer, TrainSettings
+from labkit.training.loop import Trainer
 from labkit.training.resume import SNAPSHOT_SECONDS, Snapshots
+from labkit.training.settings import TrainSettings
 from labkit.training.tokens import CHAT_TEMPLATE, CHAT_TOKENS, END_OF_TEXT, encode_chats, train_bpe
 
 

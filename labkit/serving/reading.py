@@ -1,0 +1,48 @@
+"""A body as a request that this server will honour in every parameter, or the refusal that says why not."""
+
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from labkit.serving.contract import Limits, Refusal
+from labkit.serving.schema import Decoding
+
+BRANCHES = ("str", "NamedTool")  # types that pydantic tried, which stand in its path to a problem and not in the body
+
+Asked = TypeVar("Asked", bound=Decoding)
+
+
+def read_request(kind: type[Asked], body: bytes, model: str, limits: Limits) -> Asked:
+    """`body` as a request that this server will honour in every parameter. Raises Refusal for anything else."""
+    try:
+        asked = kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(error) from None
+    if asked.model is not None and asked.model != model:
+        text = f"the model {asked.model[:100]!r} is not served here; this server has {model}"
+        raise Refusal("model_not_found", text, "model")
+    if (asked.wanted_tokens or 0) > limits.max_output_tokens:
+        name = "max_tokens" if asked.max_tokens else "max_completion_tokens"
+        raise Refusal(
+            "invalid_value", f"{name} is {asked.wanted_tokens}; the limit is {limits.max_output_tokens}", name
+        )
+    answers = (asked.n or 1) * len(getattr(asked, "prompts", " "))
+    if answers > limits.concurrency:
+        text = f"{answers} answers are asked for; this server makes at most {limits.concurrency} at once"
+        raise Refusal("invalid_value", text, "prompt" if answers > (asked.n or 1) else "n")
+    return asked
+
+
+def _refusal(error: ValidationError) -> Refusal:
+    """The first problem that pydantic found, told without the values that were sent."""
+    problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    kind = problem["type"]
+    *path, last = problem["loc"] or ("",)
+    path = [str(part) for part in path if part not in BRANCHES and "[" not in str(part)]
+    where = ".".join([*path, *([str(last)] if kind == "extra_forbidden" or last not in BRANCHES else [])])[:100]
+    if kind == "json_invalid" or (not where and kind == "model_type"):
+        return Refusal("invalid_json", f"the body is not a JSON object: {problem['msg']}")
+    if kind == "extra_forbidden":
+        return Refusal("unsupported_parameter", f"this server does not honour the parameter {where}", where)
+    message = problem["msg"].removeprefix("Value error, ")  # of a validator here; begins with the parameter's name
+    return Refusal("invalid_value", f"{where}: {message}" if where else message, where or message.split()[0])
