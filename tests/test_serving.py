@@ -327,7 +327,7 @@ def test_a_failing_model_is_one_500_with_an_id_and_the_server_goes_on(tiny_model
 
     with live(tiny_model) as url:
         with monkeypatch.context() as patch:
-            patch.setattr(tiny_model.model, "forward", broken)
+            patch.setattr(tiny_model.network.model, "forward", broken)
             message = refused(chat(url), 500, "internal_error")
             assert "internal_error" in chat(url, stream=True).text
         assert chat(url, max_tokens=2).status_code == 200

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +51,7 @@ class Answer:
         tokenizer,
         prompt_tokens: int,
         sampling: Sampling,
-        end_ids: set[int],
+        end_ids: Collection[int],
         most: int,
         constraint: Constraint | None = None,
         kept: str = "",

@@ -8,16 +8,17 @@ several answers together; a test holds its greedy answers equal to those of tran
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from labkit.environment import choose_device, peak_memory_mib
 from labkit.errors import LabError
 from labkit.evidence import Pack, sha256_of
 from labkit.generation.answer import Answer, Completion
-from labkit.generation.batch import Batch
 from labkit.generation.constraint import Constraint
+from labkit.generation.network import Network
 from labkit.generation.sampling import Sampling
+from labkit.generation.transformers_network import TransformersNetwork
 from labkit.layout import MODELS
 
 EMBEDDED = "mini-instruct"
@@ -32,23 +33,17 @@ Message = dict
 
 
 class ChatModel:
-    """A tokenizer and a causal model on one device. Made by `load_chat_model`.
+    """A tokenizer and the network that runs a causal model. Made by `load_chat_model`.
 
     `name` is the hub id or the model folder's name (never a path); `revision` is the hub commit, or the first 12 hex
     digits of the sha256 of the local weights, so that two runs can be told apart.
     """
 
-    def __init__(self, name: str, revision: str, model, tokenizer, device_reason: str):
+    def __init__(self, name: str, revision: str, network: Network, tokenizer: PreTrainedTokenizerBase):
         self.name, self.revision = name, revision
-        self.model, self.tokenizer = model, tokenizer
-        self.device, self.device_reason = model.device.type, device_reason
-        self.dtype = str(model.dtype).removeprefix("torch.")
-        self.context_length = int(getattr(model.config, "max_position_embeddings", 2048))
-        self.vocabulary = int(model.config.get_text_config().vocab_size)  # logits per token
-        self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
-        end = model.generation_config.eos_token_id
-        end = tokenizer.eos_token_id if end is None else end
-        self._end_ids = {end} if isinstance(end, int) else set(end or ())
+        self.network, self.tokenizer = network, tokenizer
+        self.device, self.device_reason, self.dtype = network.device, network.device_reason, network.dtype
+        self.context_length, self.parameter_count = network.context_length, network.parameter_count
 
     def prompt_ids(self, messages: Sequence[Message], **template: object) -> list[int]:
         """The prompt's token ids, through the tokenizer's chat template or the plain one, given `template` (tools)."""
@@ -68,7 +63,7 @@ class ChatModel:
 
     def constraint(self, grammar: str) -> Constraint | None:
         """What keeps one answer to `grammar` (see `json_grammar`); None for no grammar. Raises LabError."""
-        return Constraint(self.tokenizer, self.vocabulary, grammar) if grammar else None
+        return Constraint(self.tokenizer, self.network.vocabulary, grammar) if grammar else None
 
     def answer(
         self, ids: Sequence[int], sampling: Sampling, constraint: Constraint | None = None, kept: str = ""
@@ -85,7 +80,7 @@ class ChatModel:
                 "shorten the prompt, or choose a model with a longer context",
             )
         most = min(room, sampling.max_tokens)
-        return Answer(self.tokenizer, len(ids), sampling, self._end_ids, most, constraint, kept)
+        return Answer(self.tokenizer, len(ids), sampling, self.network.end_ids, most, constraint, kept)
 
     def chat(self, messages: Sequence[Message], sampling: Sampling | None = None, grammar: str = "") -> Completion:
         """The whole answer to `messages`. Raises LabError when the prompt leaves no room in the context."""
@@ -100,11 +95,11 @@ class ChatModel:
         Closing the iterator stops the model. A piece is empty while text is held back, so that a caller can stop after
         any token.
         """
-        ids, batch = self.prompt_ids(messages), Batch(self.model)
+        ids, rows = self.prompt_ids(messages), self.network.rows()
         answer = self.answer(ids, sampling or Sampling(), self.constraint(grammar))
-        yield answer.take(batch.join(ids))
+        yield answer.take(rows.join(ids))
         while not answer.finish_reason:
-            yield answer.take(batch.step([answer.last])[0])
+            yield answer.take(rows.step([answer.last])[0])
         yield answer.completion()
 
 
@@ -147,16 +142,16 @@ def load_chat_model(model: str = EMBEDDED, device: str = "auto", dtype: str = "a
         dtype = "float32"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder or model, trust_remote_code=False)
-        network = AutoModelForCausalLM.from_pretrained(folder or model, dtype=dtype, trust_remote_code=False)
+        weights = AutoModelForCausalLM.from_pretrained(folder or model, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LabError(
             f"the model {folder.name if folder else model} could not be loaded: {first_line}",
             "give a folder that holds config.json, tokenizer and weights, or a hub id and a network",
         ) from error
-    network = network.to(chosen.name).eval()
-    revision = _local_revision(folder) if folder else (getattr(network.config, "_commit_hash", None) or "unknown")
-    return ChatModel(folder.name if folder else model, revision, network, tokenizer, chosen.reason)
+    network = TransformersNetwork(weights.to(chosen.name).eval(), tokenizer, chosen.reason)
+    revision = _local_revision(folder) if folder else (getattr(weights.config, "_commit_hash", None) or "unknown")
+    return ChatModel(folder.name if folder else model, revision, network, tokenizer)
 
 
 def _local_folder(model: str) -> Path | None:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from labkit.generation import Answer, Batch, ChatModel, Completion, Constraint, Prefixes, Sampling, TokenScore
+from labkit.generation import Answer, ChatModel, Completion, Constraint, Sampling, TokenScore
 
 log = logging.getLogger("labkit.serving")
 
@@ -70,8 +70,7 @@ class Scheduler:
 
     def __init__(self, model: ChatModel, width: int):
         self._model, self._width = model, width
-        self._prefixes = Prefixes()
-        self._batch = Batch(model.model, self._prefixes)
+        self._batch = model.network.rows()
         self._rows: list[Row] = []
         self._waiting: deque[Order] = deque()
         self._closed = False
@@ -138,7 +137,7 @@ class Scheduler:
     def _lose(self, error: BaseException) -> None:
         """What the rows remember is lost, and nobody knows whose fault it is: all end, and the next ones begin anew."""
         rows, self._rows = self._rows, []
-        self._batch = Batch(self._model.model, self._prefixes)
+        self._batch = self._model.network.rows()
         for row in rows:
             _end(row.order, _told(error))
 
