@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import llguidance
+import llguidance.numpy as masks  # the functions on torch tensors would load torch's compiler, which takes seconds
 from torch import Tensor
 
 from labkit.errors import LabError
@@ -25,22 +26,22 @@ class Constraint:
 
     def __init__(self, tokenizer, vocabulary: int, grammar: str):
         self._matcher = llguidance.LLMatcher(_tokenizer(tokenizer, vocabulary), grammar)
-        self._mask = _masks().allocate_token_bitmask(1, vocabulary)
+        self._mask = masks.allocate_token_bitmask(1, vocabulary)
         self._check()
 
     def fresh(self) -> "Constraint":
         """The same for another answer, without compiling the grammar again."""
         copied = copy.copy(self)
-        copied._matcher, copied._mask = self._matcher.deep_copy(), self._mask.clone()
+        copied._matcher, copied._mask = self._matcher.deep_copy(), self._mask.copy()
         return copied
 
     def allowed(self, logits: Tensor) -> Tensor:
         """`logits`, shape (vocab,), with minus infinity for every token that may not come now."""
-        _masks().fill_next_token_bitmask(self._matcher, self._mask)
+        masks.fill_next_token_bitmask(self._matcher, self._mask)
         self._check()
-        logits = logits.clone().unsqueeze(0)
-        _masks().apply_token_bitmask_inplace(logits, self._mask)
-        return logits[0]
+        logits = logits.clone()
+        masks.apply_token_bitmask_inplace(logits.numpy(), self._mask)
+        return logits
 
     def take(self, token: int) -> None:
         self._matcher.consume_token(token)
@@ -93,10 +94,3 @@ def _tokenizer(tokenizer, vocabulary: int) -> llguidance.LLTokenizer:
     from llguidance.hf import from_tokenizer
 
     return from_tokenizer(tokenizer, vocabulary)
-
-
-def _masks():
-    """llguidance's functions on torch tensors. They load torch's compiler, which takes seconds: only where needed."""
-    import llguidance.torch
-
-    return llguidance.torch
