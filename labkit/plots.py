@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from labkit.evaluation.compare import Comparison
 from labkit.evidence import finite
 from labkit.routes import Route
 from labkit.training.log import trace_line
@@ -169,6 +170,33 @@ def failure_table(summary: Mapping) -> Plot:
     axes.invert_yaxis()
     _whole_numbers(axes, "x")
     axes.set(xlabel="cases", title=f"{summary.get('cases', sum(passed) + sum(failed))} fixed cases by risk")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def case_changes(comparison: Comparison) -> Plot:
+    """Fixed cases to the right and broken ones to the left, for each risk."""
+    by_risk = comparison.by_risk()
+    figure = Plot(7.0, 0.5 * len(by_risk) + 1.6)
+    axes = figure.subplots()
+    fixed = axes.barh(list(by_risk), [row["fixed"] for row in by_risk.values()], color=BLUE, label="fixed")
+    broken = axes.barh(
+        list(by_risk),
+        [-row["broken"] for row in by_risk.values()],
+        color=ORANGE,
+        hatch="//",
+        edgecolor="white",
+        label="broken",
+    )
+    for bars, name in ((fixed, "fixed"), (broken, "broken")):
+        axes.bar_label(bars, [str(row[name] or "") for row in by_risk.values()], padding=3)
+    axes.axvline(0, color="black", linewidth=0.8)
+    widest = max([1, *(max(row["fixed"], row["broken"]) for row in by_risk.values())])
+    axes.set_xlim(-widest - 1, widest + 1)
+    axes.invert_yaxis()
+    _whole_numbers(axes, "x")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+    axes.set(xlabel="cases whose verdict changed", title=f"{comparison.after} against {comparison.before}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 

@@ -12,7 +12,7 @@ from operator import itemgetter
 from pathlib import Path
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from labkit.errors import LabError
+from labkit.evaluation.compare import Comparison
 from labkit.evidence import finite, read_csv, read_json, read_manifest, utc_now, write_atomically
 from labkit.landscape.tables import banner, shown
 from labkit.serving.engines import CAPABILITIES, REMOTE, Engine
@@ -29,6 +30,7 @@ REPORT = "report.html"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 STYLES = {Verdict.SUPPORTED: "green", Verdict.NOT_YET: "yellow", Verdict.CONTRADICTED: "bold red"}
 CONFORMANCE_STYLES = {"supported": "green", "ignored": "bold red", "wrong": "bold red", "not offered": "dim"}
+CHANGE_STYLES = {"broken": "bold red", "fixed": "green", "still failing": "yellow", "still passing": "dim"}
 CONCLUSIONS = {
     0: "Everything that the route requires is supported.",
     1: "Something that the route requires is not there yet.",
@@ -70,6 +72,45 @@ def print_failures(summary: Mapping, console: Console | None = None) -> None:
     for row in summary["failures"]:
         failures.add_row(Text(row["risk"]), Text(row["check"]), str(row["count"]), Text(row["example"]))
     console.print(failures)
+
+
+def print_changes(comparison: Comparison, console: Console | None = None) -> None:
+    """The cases whose verdict changed, the counts for each risk, and the sentence that they allow."""
+    console = console or Console(highlight=False)
+    console.print(Text(f"{comparison.after} against {comparison.before}", style="bold"))
+    cases = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("case", "risk", "change", "answer now, and why"):
+        cases.add_column(column, overflow="fold")
+    for found in comparison.changes:
+        if found.change != "still passing":
+            style = CHANGE_STYLES[found.change]
+            words = Text(f"{found.after!r}: {found.reason}")
+            cases.add_row(Text(found.case_id), Text(found.risk), Text(found.change, style=style), words)
+    if cases.rows:
+        console.print(cases)
+    counts = _plain_table("risk", *CHANGE_STYLES)
+    for risk, row in comparison.by_risk().items():
+        counts.add_row(Text(risk), *(str(row[change]) for change in CHANGE_STYLES))
+    console.print(counts)
+    console.print(Text(comparison.sentence, style="bold"))
+
+
+def print_pass_rates(rows: Sequence[Mapping], console: Console | None = None) -> None:
+    """Cases passed for each run and risk, with the 95 % interval of the rate: few cases say little."""
+    table = _plain_table("run", "risk", "passed", "95 % interval")
+    for row in rows:
+        interval = f"{row['low']:.0%} to {row['high']:.0%}"
+        table.add_row(Text(row["run"]), Text(row["risk"]), f"{row['passed']} of {row['total']}", interval)
+    (console or Console(highlight=False)).print(table)
+
+
+def write_comparison(comparisons: Sequence[Comparison], rates: Sequence[Mapping], path: Path) -> None:
+    """One HTML file with every comparison, case by case, and the pass rates; it loads nothing."""
+    html = _template("comparison.html").render(comparisons=comparisons, rates=rates, changes=list(CHANGE_STYLES))
+    try:
+        write_atomically(path, _storable(html))
+    except OSError as error:
+        raise LabError(f"{path.name} cannot be written: {error.strerror}", "give --html another file") from None
 
 
 def print_conformance(found: Mapping, console: Console | None = None) -> None:
@@ -292,14 +333,7 @@ def write_report(folder: Path) -> Path:
     """
     folder = Path(folder)
     verification = verify(folder)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html").render(
+    html = _template("report.html").render(
         verification=verification,
         conclusion=conclusion(verification),
         to_do=_to_do(verification),
@@ -312,6 +346,17 @@ def write_report(folder: Path) -> Path:
     )
     write_atomically(folder / REPORT, _storable(html))
     return folder / REPORT
+
+
+def _template(name: str) -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def _storable(html: str) -> bytes:

@@ -141,6 +141,12 @@ def test_eval_names_a_bad_cell_and_refuses_two_targets(tmp_path, capsys):
     assert "both given" in refusal(capsys, "eval", "--model", "mini-instruct", "--base-url", "http://127.0.0.1:9")
 
 
+def test_compare_wants_two_runs_that_are_there(tmp_path, capsys):
+    assert "there is only one run to compare" in refusal(capsys, "compare", tmp_path)
+    assert "none is missing" in refusal(capsys, "compare", tmp_path / "none", tmp_path / "none")
+    assert "eval_results.csv is missing" in refusal(capsys, "compare", tmp_path, tmp_path)
+
+
 def test_smoke_bench_stop_and_release_without_a_server(tmp_path, capsys):
     new = tmp_path / "new"
     for command in ("smoke", "bench"):

@@ -1,4 +1,4 @@
-"""Commands that ask a model in this process, or the table of models: chat, eval, models, memory."""
+"""Commands that ask a model in this process, or the table of models: chat, eval, compare, models, memory."""
 
 import os
 import shlex
@@ -91,6 +91,31 @@ def evaluate(
     sampling = Sampling(max_tokens=max_tokens)
     results = evaluate(target, cases_with_review(pack, asked), sampling)
     print_failures(write_evaluation(pack, results, target, sampling))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="packs, or eval_results.csv files; the first is the baseline")],
+    html: Annotated[Path | None, typer.Option(help="also write this HTML file")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set evaluations of the same cases side by side: fixed, broken, still failing; exit 1 when a case was broken."""
+    from labkit.evaluation.compare import compare_runs, pass_rates, read_run
+    from labkit.report import print_changes, print_pass_rates, write_comparison
+
+    if len(runs) < 2:
+        raise LabError("there is only one run to compare", "give two or more packs, the baseline first")
+    baseline, *others = read = [read_run(path) for path in runs]
+    comparisons, rates = [compare_runs(baseline, other) for other in others], pass_rates(read)
+    if html:
+        write_comparison(comparisons, rates, html)
+    if as_json:
+        print_json({"comparisons": [found.as_dict() for found in comparisons], "pass_rates": rates})
+    else:
+        for found in comparisons:
+            print_changes(found)
+        print_pass_rates(rates)
+    raise typer.Exit(int(any(found.ids("broken") for found in comparisons)))
 
 
 @app.command()
