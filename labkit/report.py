@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from labkit.adaptation.rag import RetrievalReport
 from labkit.errors import LabError
 from labkit.evaluation.compare import Comparison
 from labkit.evidence import finite, read_csv, read_json, read_manifest, utc_now, write_atomically
@@ -111,6 +112,36 @@ def write_comparison(comparisons: Sequence[Comparison], rates: Sequence[Mapping]
         write_atomically(path, _storable(html))
     except OSError as error:
         raise LabError(f"{path.name} cannot be written: {error.strerror}", "give --html another file") from None
+
+
+def print_sources(answer: str, sources: Sequence[Mapping], console: Console | None = None) -> None:
+    """An answer from documents, and what it may come from."""
+    console = console or Console(highlight=False)
+    console.print(Text(answer))
+    if not sources:
+        console.print(
+            Text("No passage fits the question: the answer comes from the model's weights alone.", style="bold")
+        )
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("source", "cited", "score", "text"):
+        table.add_column(column, overflow="fold")
+    for found in sources:
+        cited = Text("yes", style="green") if found["cited"] else Text("no", style="yellow")
+        table.add_row(Text(f"{found['id']} {found['title']}"), cited, f"{found['score']:.2f}", Text(found["text"]))
+    console.print(table)
+
+
+def print_retrieval(report: RetrievalReport, console: Console | None = None) -> None:
+    """How well passages were found, and each question whose document was not."""
+    console = console or Console(highlight=False)
+    console.print(
+        f"{report.questions} questions: recall@{report.k} {report.recall:.0%}, mean reciprocal rank {report.mrr:.2f}",
+        markup=False,
+    )
+    for question, doc_id, found in report.missed:
+        console.print(Text(f"not found: {doc_id} for {question!r}, but {', '.join(found) or 'nothing'}"))
+    console.print("This says whether the right passage is found, not whether the model answers from it.")
 
 
 def print_conformance(found: Mapping, console: Console | None = None) -> None:

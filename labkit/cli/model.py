@@ -70,11 +70,13 @@ def evaluate(
     base_url: Annotated[str | None, typer.Option(help="evaluate the model behind this server instead")] = None,
     device: DeviceOption = "auto",
     max_tokens: int = 96,
+    rag: Annotated[list[Path] | None, typer.Option(help="documents for the cases without a note")] = None,
     route: RouteOption = None,
 ) -> None:
     """Ask the fixed cases, judge each answer, and write the results and the failure table by risk."""
+    from labkit.adaptation.rag import open_library
     from labkit.evaluation.cases import EVAL_CASES, load_cases
-    from labkit.evaluation.runner import cases_with_review, evaluate, write_evaluation
+    from labkit.evaluation.runner import cases_with_review, evaluate, grounded_prompts, write_evaluation
     from labkit.evaluation.targets import endpoint_target, model_target
     from labkit.generation import Sampling, load_chat_model
     from labkit.report import print_failures
@@ -87,10 +89,11 @@ def evaluate(
         target = endpoint_target(base_url, model=recorded_model(base_url))
     else:
         target = model_target(load_chat_model(model or "mini-instruct", device))
+    library = open_library(rag) if rag else None
     pack = open_pack(out, route)
     sampling = Sampling(max_tokens=max_tokens)
-    results = evaluate(target, cases_with_review(pack, asked), sampling)
-    print_failures(write_evaluation(pack, results, target, sampling))
+    results = evaluate(target, cases_with_review(pack, asked), sampling, prompt_of=grounded_prompts(library))
+    print_failures(write_evaluation(pack, results, target, sampling, levers=library.as_lever() if library else None))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Evaluation cases: a CSV file that a person can edit in a spreadsheet, read strictly."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,6 +34,12 @@ class Case:
     context_id: str
     check: str
     expected: str
+
+    @property
+    def cited(self) -> str:
+        """The note that a right answer cites, or empty: what retrieval must find."""
+        found = re.search(r"\bcites:([\w-]+)", self.check)
+        return found[1] if found else ""
 
     def full_prompt(self) -> str:
         return with_note(self.prompt, find_note(self.context_id)) if self.context_id else self.prompt

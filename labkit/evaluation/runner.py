@@ -1,8 +1,9 @@
 """Run the cases against a target, and write what happened: cases, results, and a summary without an average."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from labkit.adaptation.rag import Library, ground
 from labkit.evaluation.cases import COLUMNS, RISKS, Case, load_cases, review_of
 from labkit.evaluation.checks import Answer, Verdict, judge, parse_checks
 from labkit.evaluation.targets import Reply, Target
@@ -38,6 +39,7 @@ def evaluate(
     cases: Sequence[Case],
     sampling: Sampling | None = None,
     on_result: Callable[[Result], None] = lambda result: None,
+    prompt_of: Callable[[Case], str] = Case.full_prompt,
 ) -> list[Result]:
     """Ask every case once, in order, and judge each answer. One answer before the first is made and thrown away, so
     that no case pays for the warm-up.
@@ -46,11 +48,19 @@ def evaluate(
     target.ask("Hello", Sampling(max_tokens=2))
     results = []
     for case in cases:
-        reply = target.ask(case.full_prompt(), sampling)
+        reply = target.ask(prompt_of(case), sampling)
         verdict = judge(Answer(reply.text, reply.latency_ms), parse_checks(case.check, case.expected))
         results.append(Result(case, reply, verdict))
         on_result(results[-1])
     return results
+
+
+def grounded_prompts(library: Library | None) -> Callable[[Case], str]:
+    """For `evaluate`: a case that comes with a note keeps it, any other gets the best passage of `library`."""
+    if library is None:
+        return Case.full_prompt
+    index = library.index()
+    return lambda case: case.full_prompt() if case.context_id else ground(index, case.prompt).prompt
 
 
 def result_row(result: Result, target: Target) -> dict:
@@ -73,21 +83,35 @@ def result_row(result: Result, target: Target) -> dict:
     }
 
 
-def summarise(results: Sequence[Result], target: Target, sampling: Sampling, route: str) -> dict:
-    """eval_summary.json: counts for each risk and a table of failures; there is no overall score on purpose."""
+def summarise(
+    results: Sequence[Result],
+    target: Target,
+    sampling: Sampling,
+    route: str,
+    levers: Mapping[str, object] | None = None,
+) -> dict:
+    """eval_summary.json: counts for each risk and a table of failures; there is no overall score on purpose.
+
+    `levers` are what was changed against the plain run, such as the documents that prompts were grounded in.
+    """
     by_risk = {}
     for risk in RISKS:
         of_risk = [result for result in results if result.case.risk == risk]
         failed = [result.case.case_id for result in of_risk if not result.verdict.passed]
         passed = len(of_risk) - len(failed)
         by_risk[risk] = {"passed": passed, "failed": len(failed), "total": len(of_risk), "failed_ids": failed}
-    settings = {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "seed": sampling.seed}
+    settings = {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "seed": sampling.seed,
+        **(levers or {}),
+    }
     identity = {"model": target.model, "revision": target.revision, "device": target.device, "dtype": target.dtype}
     return {
         **identity,
         "route": route,
         "cases": len(results),
-        "settings": settings,
+        "settings": settings | dict(levers or {}),
         "by_risk": by_risk,
         "failures": failure_table(results),
     }
@@ -130,12 +154,17 @@ def one_of_each_risk(results: Sequence[Result]) -> list[dict]:
 
 
 def write_evaluation(
-    pack: Pack, results: Sequence[Result], target: Target, sampling: Sampling, lesson: str = "13.2"
+    pack: Pack,
+    results: Sequence[Result],
+    target: Target,
+    sampling: Sampling,
+    lesson: str = "13.2",
+    levers: Mapping[str, object] | None = None,
 ) -> dict:
     """Write eval_cases.csv, eval_results.csv and eval_summary.json; returns the summary."""
     pack.write_csv("eval_cases.csv", (result.case.as_row() for result in results), COLUMNS, lesson)
     pack.write_csv("eval_results.csv", (result_row(result, target) for result in results), RESULT_COLUMNS, lesson)
-    summary = summarise(results, target, sampling, pack.route)
+    summary = summarise(results, target, sampling, pack.route, levers)
     pack.write_json("eval_summary.json", summary, lesson)
     return summary
 

@@ -1,0 +1,58 @@
+"""Commands that change what a model can do: rag."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labkit.cli.app import DeviceOption, JsonOption, ModelOption, app, print_json
+from labkit.errors import LabError
+
+
+@app.command()
+def rag(
+    question: Annotated[str | None, typer.Argument(help="what to answer from the documents")] = None,
+    docs: Annotated[list[Path] | None, typer.Option(help="folder of documents (default: the company's notes)")] = None,
+    role: Annotated[str, typer.Option(help="who asks: what this role may not read is not searched")] = "everybody",
+    k: Annotated[int, typer.Option(min=1, help="passages to put before the question")] = 1,
+    embeddings: Annotated[str, typer.Option(help="a sentence-transformers model to rank with, not BM25")] = "",
+    measure: Annotated[Path | None, typer.Option(help="CSV of cases: measure retrieval alone, ask no model")] = None,
+    model: ModelOption = "mini-instruct",
+    device: DeviceOption = "auto",
+    max_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 128,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question from documents and show the sources, or measure how well passages are found."""
+    from labkit.adaptation.rag import ground, open_library
+
+    if (question is None) == (measure is None):
+        raise LabError("one of a question and --measure is needed", 'labkit rag "Who carries the parcels?"')
+    index = (open_library(docs, embeddings) if docs else open_library(embeddings=embeddings)).index(role)
+    if measure:
+        _show_retrieval(index, measure, k, as_json)
+        return
+    from labkit.generation import Sampling, load_chat_model
+    from labkit.report import print_sources
+
+    found = ground(index, question, k)
+    messages = [{"role": "user", "content": found.prompt}]
+    answer = load_chat_model(model, device).chat(messages, Sampling(max_tokens=max_tokens)).text
+    sources = found.sources(answer)
+    if as_json:
+        print_json({"question": question, "role": role, "answer": answer, "sources": sources})
+    else:
+        print_sources(answer, sources)
+
+
+def _show_retrieval(index, cases: Path, k: int, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from labkit.adaptation.rag import measure_retrieval
+    from labkit.evaluation.cases import load_cases
+    from labkit.report import print_retrieval
+
+    report = measure_retrieval(index, [(case.prompt, case.cited) for case in load_cases(cases) if case.cited], k)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        print_retrieval(report)
