@@ -18,9 +18,7 @@ from transformers import (
 from labkit.errors import LabError
 from labkit.evidence import Pack
 from labkit.generation import (
-    Batch,
     Completion,
-    Prefixes,
     Sampling,
     choose_token,
     first_stop,
@@ -29,6 +27,8 @@ from labkit.generation import (
     load_chat_model,
     write_first_run,
 )
+from labkit.generation.batch import Batch
+from labkit.generation.prefixes import Prefixes
 from labkit.layout import MODELS
 from labkit.training.tokens import train_bpe
 

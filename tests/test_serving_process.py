@@ -15,7 +15,7 @@ from tiny_server import LONG, chat, live, refused, until
 
 from labkit import endpoint
 from labkit.errors import LabError
-from labkit.layout import ROOT
+from labkit.layout import ROOT, without_paths
 from labkit.serving import contract, process, runtimes, shutdown, smoke
 from labkit.serving.contract import Refusal, ServerSettings
 from labkit.serving.process import free_port
@@ -103,7 +103,7 @@ def test_a_server_that_is_not_healthy_in_time_is_ended(tiny_model_folder, tmp_pa
 
 def test_errors_carry_no_folder_of_this_machine():
     text = "no file in /home/ann/models/tiny or C:\\Users\\ann\\tiny; see http://127.0.0.1:8000/v1 and a/b"
-    assert runtimes.without_paths(text) == "no file in tiny or tiny; see http://127.0.0.1:8000/v1 and a/b"
+    assert without_paths(text) == "no file in tiny or tiny; see http://127.0.0.1:8000/v1 and a/b"
 
 
 def test_an_answer_that_outlasts_the_drain_is_503(tiny_model):
