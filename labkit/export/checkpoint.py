@@ -12,6 +12,11 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
 
 
+def weights_size(folder: Path) -> int:
+    """Bytes."""
+    return sum(file.stat().st_size for file in weight_files(folder))
+
+
 def weights_revision(folder: Path) -> str:
     """The first 12 hex digits of the sha256 of the weights (their first file), so that two runs can be told apart."""
     weights = weight_files(folder)

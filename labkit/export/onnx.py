@@ -19,7 +19,8 @@ from labkit.evidence import sha256_of
 from labkit.export.checkpoint import read_config, weight_files
 from labkit.layout import STATE, without_paths
 
-BUILDER = "onnxruntime_genai"
+BUILDER = "onnxruntime_genai.models.builder"
+MODULES = ("onnxruntime_genai", "onnxruntime", "onnx", "onnx_ir")
 INSTALL = "pip install onnxruntime-genai onnx onnx-ir"
 GRAPH = "model.onnx"
 
@@ -33,17 +34,22 @@ PRECISIONS = {
 
 # Families whose graphs were found to have the logits of transformers, row by row (tests/test_onnx.py has some).
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+HEAD_MULTIPLE = 8  # of the width of an attention head, for onnxruntime's GroupQueryAttention on a CPU
 
 
 def builder_installed() -> bool:
-    return all(importlib.util.find_spec(module) for module in (BUILDER, "onnxruntime", "onnx", "onnx_ir"))
+    return all(importlib.util.find_spec(module) for module in MODULES)
 
 
 def why_not_exportable(folder: Path) -> str:
     """Why the checkpoint in `folder` is not exported, as the end of a sentence; empty where it can be."""
-    architecture = next(iter(read_config(folder).get("architectures") or ()), "unknown")
+    config = read_config(folder)
+    architecture = next(iter(config.get("architectures") or ()), "unknown")
     if architecture not in ARCHITECTURES:
         return f"the architecture {architecture} is not one of {', '.join(ARCHITECTURES)}"
+    width = config.get("head_dim") or config.get("hidden_size", 0) // config.get("num_attention_heads", 1)
+    if width % HEAD_MULTIPLE:
+        return f"its attention heads are {width} wide, and onnxruntime wants a multiple of {HEAD_MULTIPLE}"
     return "" if list(folder.glob("*.safetensors")) else "the folder holds no safetensors"
 
 
@@ -56,7 +62,7 @@ def export_onnx(folder: Path, out: Path, precision: str) -> None:
         raise LabError("the ONNX model builder is not installed here", f"install it: {INSTALL}")
     name, options = PRECISIONS[precision]
     with tempfile.TemporaryDirectory() as cache:
-        command = [sys.executable, "-m", f"{BUILDER}.models.builder", "-m", str(folder), "-o", str(out)]
+        command = [sys.executable, "-m", BUILDER, "-m", str(folder), "-o", str(out)]
         command += ["-p", name, "-e", "cpu", "-c", cache]
         command += ["--extra_options", "prune_lm_head=true", "hf_token=false", *options]
         code, said = _run(command)
@@ -82,16 +88,16 @@ def _run(command: list[str]) -> tuple[int, str]:
     return process.returncode, said
 
 
-def cached_onnx(folder: Path, precision: str, cache: Path = STATE / "onnx") -> Path:
+def cached_onnx(folder: Path, precision: str) -> Path:
     """The folder of the export of `folder`, made when it is asked for first and found again as long as weights,
     configuration and builder are the same.
 
     It appears in one step, so of two processes that make it at once both find a whole one. Raises LabError.
     """
-    target = cache / f"{precision}-{_fingerprint(folder, precision)}"
+    target = STATE / "onnx" / f"{precision}-{_fingerprint(folder, precision)}"
     if not target.is_dir():
         try:
-            cache.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             _make(folder, precision, target)
         except OSError as error:
             what = f"the ONNX export of {folder.name} could not be kept: {error.strerror or error}"

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from labkit.environment import Device
 from labkit.errors import LabError
+from labkit.export.checkpoint import weights_size
 from labkit.export.onnx import INSTALL, PRECISIONS, builder_installed, why_not_exportable
 
 TRANSFORMERS, ONNX, LLAMA_CPP = "transformers", "onnx", "llama.cpp"
 BACKENDS = ("auto", TRANSFORMERS, ONNX, LLAMA_CPP)
 ONNX_DEVICE = Device("cpu", "the backend onnx runs on the CPU")
+LARGEST_EXPORT = 2 * 10**9  # bytes of weights; nobody waits at a start for the export of more without having asked
 ONNX_DTYPE = "int4"  # what "auto" means for it: with the options of PRECISIONS it keeps the embedded model's answers
 
 
@@ -35,6 +37,8 @@ def choose_backend(wanted: str, source: Path | None, device: str, dtype: str = "
     if wanted == LLAMA_CPP:
         raise LabError("the backend llama.cpp reads GGUF files", "give --model the path of a .gguf file")
     why_not = "" if wanted == TRANSFORMERS else _why_not_onnx(source, device, dtype)
+    if wanted == "auto" and not why_not and (size := weights_size(source)) > LARGEST_EXPORT:
+        why_not = f"to export {size / 1e9:.1f} GB of weights to ONNX takes long, and is done with --backend onnx"
     if wanted == ONNX and why_not:
         raise LabError(f"the backend onnx cannot run this model: {why_not}", _remedy())
     if wanted != "auto":

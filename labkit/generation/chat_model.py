@@ -9,12 +9,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from labkit.environment import Device, choose_device, peak_memory_mib
 from labkit.errors import LabError
 from labkit.evidence import Pack, sha256_of
-from labkit.export.checkpoint import weights_revision
+from labkit.export.checkpoint import read_config, weights_revision
 from labkit.generation.answer import Answer, Completion
 from labkit.generation.backends import LLAMA_CPP, ONNX, ONNX_DEVICE, TRANSFORMERS, Backend, choose_backend
 from labkit.generation.constraint import Constraint
@@ -152,7 +152,9 @@ def load_chat_model(
         network, tokenizer = load_llama_cpp(source)
         return ChatModel(source.stem, sha256_of(source)[:12], network, tokenizer, picked.reason)
     with told_as_lab_error(source.name if source else model):
-        tokenizer = AutoTokenizer.from_pretrained(source or model, trust_remote_code=False)
+        # A model's own class of configuration loads transformers' models with it: seconds that ONNX does not need.
+        config = PreTrainedConfig.from_dict(read_config(source)) if picked.name == ONNX else None
+        tokenizer = AutoTokenizer.from_pretrained(source or model, config=config, trust_remote_code=False)
     try:
         network = _network(picked.name, source, model, tokenizer, dtype, chosen)
     except LabError as error:

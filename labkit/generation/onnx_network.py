@@ -23,9 +23,14 @@ SHORTEST_CAPACITY = 128  # tokens; a buffer that is too short is made twice as l
 
 
 def load_onnx(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, device_reason: str) -> "OnnxNetwork":
-    """The network of the checkpoint in a folder, exported in `dtype` where that was not done before. Raises LabError."""
+    """The network of a checkpoint, which is exported in `dtype` where that was not done before. Raises LabError."""
     dtype = ONNX_DTYPE if dtype == "auto" else dtype
-    return OnnxNetwork(cached_onnx(checkpoint, dtype), checkpoint, tokenizer, dtype, device_reason)
+    network = OnnxNetwork(cached_onnx(checkpoint, dtype), checkpoint, tokenizer, dtype, device_reason)
+    try:
+        network.rows().join([0])
+    except RuntimeError as error:  # what a kernel does not do is told when it runs
+        raise LabError(f"onnxruntime cannot run the graph: {error}", "use --backend transformers") from error
+    return network
 
 
 class OnnxNetwork:
