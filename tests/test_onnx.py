@@ -1,12 +1,15 @@
 """ONNX: exports made once, rows that have the logits of rows alone, and a backend that is chosen for a reason."""
 
+import json
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from tiny_server import make_tiny_model
+from tiny_server import chat, live, make_tiny_model
 
+from labkit.endpoint import read_health
 from labkit.errors import LabError
 from labkit.evaluation.cases import load_cases
 from labkit.export import onnx
@@ -14,6 +17,7 @@ from labkit.export.checkpoint import weights_revision
 from labkit.generation import EMBEDDED, Sampling, load_chat_model
 from labkit.generation.backends import Backend, choose_backend
 from labkit.layout import DATA, MODELS, ROOT
+from labkit.serving.contract import Limits
 
 HELLO = [{"role": "user", "content": "How long do customers have to ask for a refund?"}]
 
@@ -89,6 +93,20 @@ def test_the_onnx_backend_answers_as_the_reference_and_has_its_facts(int4, embed
         assert getattr(int4.network, fact) == getattr(embedded.network, fact), fact
 
 
+def test_a_server_on_onnx_answers_several_at_once_and_says_what_runs_the_model(int4):
+    with live(int4, Limits(concurrency=4)) as base_url:
+        with ThreadPoolExecutor(4) as clients:
+            words = ("refund", "travel", "holiday", "a form")
+            asked = [[{"role": "user", "content": f"Tell me about {word}."}] for word in words]
+            said = list(clients.map(lambda messages: chat(base_url, messages=messages, max_tokens=24).json(), asked))
+        health = read_health(base_url)
+    alone = [int4.chat(messages, Sampling(max_tokens=24)) for messages in asked]
+    assert [answer["choices"][0]["message"]["content"] for answer in said] == [answer.text for answer in alone]
+    assert (health["backend"], health["dtype"], health["device"]) == ("onnx", "int4", "cpu")
+    assert health["backend_reason"] == int4.backend_reason
+    assert "can be exported" in health["backend_reason"]
+
+
 # The export
 
 
@@ -158,6 +176,12 @@ def test_auto_falls_back_with_the_reason_and_onnx_by_name_does_not(tmp_path, mon
 
 
 FOLDER = MODELS / EMBEDDED
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.mark.parametrize(
@@ -166,14 +190,16 @@ FOLDER = MODELS / EMBEDDED
         (FOLDER, "cuda", "auto", "the device is cuda"),
         (None, "cpu", "auto", "only a checkpoint in a local folder"),
         (FOLDER, "cpu", "bfloat16", "bfloat16 is asked for"),
-        ("gpt2", "cpu", "auto", "the architecture GPT2LMHeadModel is not one of Llama"),
-        ("nothing", "cpu", "auto", "the architecture unknown"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "cpu", "auto", "the architecture GPT2LMHeadModel is not one of Llama"),
+        ({}, "cpu", "auto", "the architecture unknown"),
+        ({**LLAMA, "hidden_size": 48}, "cpu", "auto", "attention heads are 12 wide"),
+        ({**LLAMA, "sliding_window": 24}, "cpu", "auto", "attention sees 24 tokens"),
+        (LLAMA, "cpu", "auto", "holds no safetensors"),
     ],
 )
 def test_what_onnx_cannot_run_is_run_by_transformers_and_refused_by_name(source, device, dtype, reason, tmp_path):
-    if isinstance(source, str):
-        config = '{"architectures": ["GPT2LMHeadModel"]}' if source == "gpt2" else "{}"
-        (tmp_path / "config.json").write_text(config)
+    if isinstance(source, dict):
+        (tmp_path / "config.json").write_text(json.dumps(source))
         source = tmp_path
     chosen = choose_backend("auto", source, device, dtype)
     assert chosen.name == "transformers"
@@ -183,7 +209,7 @@ def test_what_onnx_cannot_run_is_run_by_transformers_and_refused_by_name(source,
 
 
 def test_nobody_waits_for_a_long_export_without_having_asked(tmp_path):
-    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     with open(tmp_path / "model.safetensors", "wb") as file:
         file.truncate(3 * 10**9)
     assert choose_backend("auto", tmp_path, "cpu").name == "transformers"

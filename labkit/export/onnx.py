@@ -50,6 +50,9 @@ def why_not_exportable(folder: Path) -> str:
     width = config.get("head_dim") or config.get("hidden_size", 0) // config.get("num_attention_heads", 1)
     if width % HEAD_MULTIPLE:
         return f"its attention heads are {width} wide, and onnxruntime wants a multiple of {HEAD_MULTIPLE}"
+    window = config.get("use_sliding_window", True) and config.get("sliding_window")
+    if window and window < config.get("max_position_embeddings", 0):
+        return f"its attention sees {window} tokens, and onnxruntime counts such a window otherwise"
     return "" if list(folder.glob("*.safetensors")) else "the folder holds no safetensors"
 
 
