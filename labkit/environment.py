@@ -27,6 +27,8 @@ PACKAGES = (
     "bitsandbytes",
     "tokenizers",
     "safetensors",
+    "onnxruntime",
+    "onnxruntime-genai",
     "numpy",
     "pandas",
     "matplotlib",

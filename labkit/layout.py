@@ -1,6 +1,7 @@
 """Where the workbook's folders are: one place, so that no other module builds a path of its own."""
 
 import os
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,3 +22,8 @@ def display_path(path: Path) -> str:
     """`path` as it may stand in an artifact: relative to the workbook, else only its name, never a home folder."""
     path = Path(path).resolve()
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+
+
+def without_paths(text: str) -> str:
+    """`text` with every absolute path cut to its last name: errors go into artifacts, this machine's folders do not."""
+    return re.sub(r"(?<![\w:/.])(?:[A-Za-z]:)?(?:[\\/][\w.@+~-]+)*[\\/]([\w.@+~-]+)", r"\1", text)

@@ -20,7 +20,7 @@ from labkit.decisions import (
 )
 from labkit.errors import LabError
 from labkit.evidence import Pack, read_json, read_manifest, sha256_of
-from labkit.generation import chat_model
+from labkit.export.checkpoint import weights_revision
 from labkit.verification import Verdict, verify
 
 FILES = ("model_decision.md", "model_runtime_decision.json", "open_llm_runbook.json", "open_weight_route.json")
@@ -154,7 +154,7 @@ def test_the_four_files_name_the_embedded_model_by_its_weights(pack, weights):
     assert f"- Revision: {sha256_of(weights)[:12]}\n" in text
     assert "- Size: 32 parameters, 0.0 MB of weights\n" in text
     assert "- Licence: Apache License 2.0\n" in text
-    assert sha256_of(weights)[:12] == chat_model._local_revision(weights.parent)
+    assert sha256_of(weights)[:12] == weights_revision(weights.parent)
     lessons = {name: read_manifest(pack.folder)["files"][name]["lesson"] for name in FILES}
     assert lessons == dict(zip(FILES, ("13.3", "13.3", "13.3", "13.5"), strict=True))
     assert read_json(pack.path("open_weight_route.json")) == open_weight_route(example_project("local_cpu"))

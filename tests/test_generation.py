@@ -18,9 +18,7 @@ from transformers import (
 from labkit.errors import LabError
 from labkit.evidence import Pack
 from labkit.generation import (
-    Batch,
     Completion,
-    Prefixes,
     Sampling,
     choose_token,
     first_stop,
@@ -29,6 +27,9 @@ from labkit.generation import (
     load_chat_model,
     write_first_run,
 )
+from labkit.generation.batch import Batch
+from labkit.generation.prefixes import Prefixes
+from labkit.generation.text import GrowingText
 from labkit.layout import MODELS
 from labkit.training.tokens import train_bpe
 
@@ -90,6 +91,19 @@ def test_top_p_zero_is_greedy_and_nucleus_leaves_the_tail_out():
 )
 def test_what_may_still_change_is_held_back(text, stops, held):
     assert held_back(text, stops) == held
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_text_that_grows_is_the_text_of_all_tokens(seed, embedded):
+    """Characters of several tokens, and bytes that are no character at all."""
+    draw = random.Random(seed)
+    ids = embedded.text_ids("Grüße, 世界! 👩‍🚀 naïve ") * 3 + draw.choices(range(3, 2048), k=60)
+    ids = ids if seed else embedded.text_ids("Plain words, 🙂 and 12 lines.\n" * 9)
+    growing = GrowingText(embedded.tokenizer, {2})
+    for number, token in enumerate(ids, 1):
+        growing.add(token)
+        growing.add(2)
+        assert growing.text == embedded.tokenizer.decode([token for token in ids[:number] if token != 2])
 
 
 def test_the_earliest_stop_text_counts():

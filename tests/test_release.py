@@ -135,7 +135,7 @@ def test_the_contract_comes_from_the_running_server(pack, tmp_path):
     port = free_port()
     with pytest.raises(LabError, match=f"no labkit server on port {port}"):
         running_contract(port)
-    with start_server(str(tiny_chat_model(tmp_path / "tiny-chat")), port=port, device="cpu"):
+    with start_server(str(tiny_chat_model(tmp_path / "tiny-chat")), port=port, device="cpu", backend="transformers"):
         write_contract(pack, running_contract(port))
     assert verdict(pack, "service_contract.json") is Verdict.SUPPORTED
     assert read_json(pack.folder / "service_contract.json")["model"] == "tiny-chat"

@@ -19,7 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tiny_server import HELLO, LONG, SMALL, chat, live, refused, until
 
 from labkit.errors import LabError
-from labkit.generation import Batch, Completion, Sampling
+from labkit.generation import Completion, Sampling
+from labkit.generation.batch import Batch
 from labkit.serving import contract
 from labkit.serving.app import create_app
 from labkit.serving.contract import Limits, ServerSettings

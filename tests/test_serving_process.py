@@ -15,7 +15,7 @@ from tiny_server import LONG, chat, live, refused, until
 
 from labkit import endpoint
 from labkit.errors import LabError
-from labkit.layout import ROOT
+from labkit.layout import ROOT, without_paths
 from labkit.serving import contract, process, runtimes, shutdown, smoke
 from labkit.serving.contract import Refusal, ServerSettings
 from labkit.serving.process import free_port
@@ -40,6 +40,8 @@ def test_smoke_test_of_a_live_server(server):
     proof = smoke.smoke_test(server.base_url + "/v1")
     assert (proof["base_url"], proof["model"], proof["has_choices"]) == (server.base_url, "tiny-llama", True)
     assert proof["health"]["status"] == "ok"
+    assert proof["health"]["backend"] == "transformers"
+    assert "attention heads are 12 wide" in proof["health"]["backend_reason"]
     assert proof["first_message"]
     assert proof["usage"]["total_tokens"] == proof["usage"]["prompt_tokens"] + proof["usage"]["completion_tokens"]
     assert proof["revision"] == server.health["revision"]
@@ -94,6 +96,11 @@ def test_a_wrong_model_path_gives_the_childs_own_reason(tmp_path):
     assert not process.port_open("127.0.0.1", port)
 
 
+def test_the_choice_of_a_backend_reaches_the_child():
+    options = runtimes._options(ServerSettings(backend="onnx", dtype="int8"))
+    assert {"--backend=onnx", "--dtype=int8"} <= set(options)
+
+
 def test_a_server_that_is_not_healthy_in_time_is_ended(tiny_model_folder, tmp_path):
     port = free_port()
     with pytest.raises(LabError, match=r"not healthy within 0\.2 s"):
@@ -103,7 +110,7 @@ def test_a_server_that_is_not_healthy_in_time_is_ended(tiny_model_folder, tmp_pa
 
 def test_errors_carry_no_folder_of_this_machine():
     text = "no file in /home/ann/models/tiny or C:\\Users\\ann\\tiny; see http://127.0.0.1:8000/v1 and a/b"
-    assert runtimes.without_paths(text) == "no file in tiny or tiny; see http://127.0.0.1:8000/v1 and a/b"
+    assert without_paths(text) == "no file in tiny or tiny; see http://127.0.0.1:8000/v1 and a/b"
 
 
 def test_an_answer_that_outlasts_the_drain_is_503(tiny_model):
@@ -183,6 +190,7 @@ def test_gpu_memory_is_what_nvidia_smi_says(tmp_path, monkeypatch):
 def test_a_state_file_of_a_process_that_is_gone_stops_nobody(server, monkeypatch, tmp_path):
     monkeypatch.setattr(process, "STATE", tmp_path)
     state = json.loads((runtimes.STATE / f"server-{server.port}.json").read_text())
+    assert state["backend"] == "transformers"
     stranger = {**state, "create_time": state["create_time"] - 100, "port": 9}
     (tmp_path / "server-9.json").write_text(json.dumps(stranger))
     with pytest.raises(LabError, match="already ended"):

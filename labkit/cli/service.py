@@ -34,6 +34,12 @@ def serve(
     host: Annotated[str, typer.Option(help="another address than loopback needs LABKIT_API_KEY")] = "127.0.0.1",
     port: PortOption = 8000,
     device: DeviceOption = "auto",
+    backend: Annotated[
+        str, typer.Option(help="what runs the model: auto, transformers, onnx or llama.cpp (a .gguf file)")
+    ] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="number format: auto, a torch type's name; for onnx float32, int8 or int4")
+    ] = "auto",
     max_input_tokens: int = 1024,
     max_output_tokens: int = 256,
     max_body_bytes: int = 262_144,
@@ -67,7 +73,8 @@ def serve(
         queue,
         requests_per_minute,
     )
-    settings = ServerSettings(model, host, port, device, limits, log_prompts=log_prompts, output_filter=output_filter)
+    how = {"log_prompts": log_prompts, "output_filter": output_filter, "backend": backend, "dtype": dtype}
+    settings = ServerSettings(model, host, port, device, limits, **how)
     run_server(settings, api_key_file)
 
 

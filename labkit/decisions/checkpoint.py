@@ -1,12 +1,10 @@
 """The model that is decided on, described from its files without loading it."""
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.errors import LabError
-from labkit.evidence import sha256_of
+from labkit.export.checkpoint import count_parameters, weights_revision
 from labkit.landscape.licences import licence_names
 from labkit.landscape.memory import GIB, memory_estimate
 from labkit.landscape.models import EMBEDDED, find_model
@@ -28,7 +26,7 @@ class Checkpoint:
 def describe_checkpoint(model: str = EMBEDDED, revision: str = "") -> Checkpoint:
     """The checkpoint called `model`: the embedded one, a folder with safetensors, or a row of the landscape.
 
-    A local revision is the first 12 hex digits of the sha256 of the weights, the rule of generation.load_chat_model.
+    A local revision is the first 12 hex digits of the sha256 of the weights, the rule of load_chat_model.
     A hub model's is the commit given as `revision`; without one the field stays a placeholder, which `labkit verify`
     reports. Raises LabError for a folder without weights, or a name that is neither.
     """
@@ -54,24 +52,7 @@ def describe_checkpoint(model: str = EMBEDDED, revision: str = "") -> Checkpoint
     count, size = sum(map(count_parameters, weights)), sum(file.stat().st_size for file in weights)
     size_text = f"{count:,} parameters, {size / 1e6:.1f} MB of weights"
     licence = licence_names(EMBEDDED) if model == EMBEDDED else "verify: read the licence in the folder"
-    return Checkpoint(folder.name, sha256_of(weights[0])[:12], size_text, licence, display_path(folder), local=True)
-
-
-def count_parameters(path: Path) -> int:
-    """Parameters in a safetensors file, from its header alone: 8 bytes of length, then JSON with each tensor's shape.
-
-    Raises LabError when the file is not that.
-    """
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > Path(path).stat().st_size:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        return sum(math.prod(tensor["shape"]) for tensor in header.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LabError(f"{Path(path).name} is not a safetensors file: {error}", "fetch it again") from None
+    return Checkpoint(folder.name, weights_revision(folder), size_text, licence, display_path(folder), local=True)
 
 
 def _gib(repo_id: str) -> str:

@@ -12,7 +12,7 @@ import psutil
 def main() -> int:
     import resource
 
-    import labkit.generation
+    import labkit.generation.transformers_network
     import labkit.serving.app  # noqa: F401
     from labkit.serving.__main__ import main as serve
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from labkit.drills.record import Answer
 from labkit.endpoint import KEY_VARIABLE
 from labkit.errors import LabError
-from labkit.layout import ROOT
+from labkit.layout import ROOT, without_paths
 from labkit.serving.contract import Limits
 from labkit.serving.process import free_port
-from labkit.serving.runtimes import SERVER_MODULE, ServerHandle, start_server, without_paths
+from labkit.serving.runtimes import SERVER_MODULE, ServerHandle, start_server
 
 HOST = "127.0.0.1"
 CHAT = "/v1/chat/completions"

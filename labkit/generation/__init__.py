@@ -1,7 +1,6 @@
 """Answers from any causal language model: loading, prompts, sampling, constraints, and decoding alone or together."""
 
 from labkit.generation.answer import Answer, Completion, TokenScore, first_stop, held_back
-from labkit.generation.batch import Batch, Prefixes
 from labkit.generation.chat_model import EMBEDDED, ChatModel, Message, load_chat_model, write_first_run
 from labkit.generation.constraint import Constraint, json_grammar
 from labkit.generation.sampling import COLDEST, Sampling, choose_token
@@ -10,12 +9,10 @@ __all__ = [
     "COLDEST",
     "EMBEDDED",
     "Answer",
-    "Batch",
     "ChatModel",
     "Completion",
     "Constraint",
     "Message",
-    "Prefixes",
     "Sampling",
     "TokenScore",
     "choose_token",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from labkit.generation.constraint import Constraint
 from labkit.generation.sampling import Sampling, choose_token, penalised
+from labkit.generation.text import GrowingText
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Answer:
     ):
         self._tokenizer, self._prompt_tokens, self._sampling = tokenizer, prompt_tokens, sampling
         self._end_ids, self._most, self._constraint = end_ids, most, constraint
-        self._left_out = set(tokenizer.all_special_ids) - {tokenizer.convert_tokens_to_ids(kept) if kept else None}
+        left_out = set(tokenizer.all_special_ids) - {tokenizer.convert_tokens_to_ids(kept) if kept else None}
+        self._growing = GrowingText(tokenizer, left_out)
         self._generator = torch.Generator("cpu").manual_seed(sampling.seed)
         self._made: list[int] = []
         self._counts: Counter = Counter()
@@ -86,8 +88,8 @@ class Answer:
         self._counts[token] += 1
         if self._sampling.top_logprobs is not None:
             self._scores.append(self._score(logits, token))
-        shown = [token for token in self._made if token not in self._left_out]
-        self._text = self._tokenizer.decode(shown, skip_special_tokens=False)
+        self._growing.add(token)
+        self._text = self._growing.text
         cut = first_stop(self._text, self._sampling.stop)
         if cut is not None:
             self._text = self._text[:cut]

@@ -5,20 +5,21 @@ The decoding loop is our own because a server must stop it between two tokens wh
 several answers together; a test holds its greedy answers equal to those of transformers' `generate`.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from labkit.environment import choose_device, peak_memory_mib
+from labkit.environment import Device, choose_device, peak_memory_mib
 from labkit.errors import LabError
 from labkit.evidence import Pack, sha256_of
+from labkit.export.checkpoint import read_config, weights_revision
 from labkit.generation.answer import Answer, Completion
+from labkit.generation.backends import LLAMA_CPP, ONNX, ONNX_DEVICE, TRANSFORMERS, Backend, choose_backend
 from labkit.generation.constraint import Constraint
 from labkit.generation.network import Network
 from labkit.generation.sampling import Sampling
-from labkit.generation.transformers_network import TransformersNetwork
 from labkit.layout import MODELS
 
 EMBEDDED = "mini-instruct"
@@ -39,9 +40,12 @@ class ChatModel:
     digits of the sha256 of the local weights, so that two runs can be told apart.
     """
 
-    def __init__(self, name: str, revision: str, network: Network, tokenizer: PreTrainedTokenizerBase):
+    def __init__(
+        self, name: str, revision: str, network: Network, tokenizer: PreTrainedTokenizerBase, backend_reason: str
+    ):
         self.name, self.revision = name, revision
         self.network, self.tokenizer = network, tokenizer
+        self.backend, self.backend_reason = network.backend, backend_reason
         self.device, self.device_reason, self.dtype = network.device, network.device_reason, network.dtype
         self.context_length, self.parameter_count = network.context_length, network.parameter_count
 
@@ -116,6 +120,7 @@ def write_first_run(pack: Pack, model: ChatModel, prompt: str, answer: Completio
         "Revision": model.revision,
         "Device": model.device,
         "Device reason": model.device_reason,
+        "Backend": model.backend,
         "Number format": model.dtype,
         "Route": pack.route,
     }
@@ -128,47 +133,76 @@ def one_line(text: str) -> str:
     return text.replace("\n", "\\n")
 
 
-def load_chat_model(model: str = EMBEDDED, device: str = "auto", dtype: str = "auto") -> ChatModel:
-    """Load `model`: the embedded model's name, a folder with a transformers checkpoint, or a hub id.
+def load_chat_model(
+    model: str = EMBEDDED, device: str = "auto", dtype: str = "auto", backend: str = TRANSFORMERS
+) -> ChatModel:
+    """Load `model`: the embedded model's name, a folder with a transformers checkpoint, a GGUF file, or a hub id.
 
-    `device` is auto, cpu, cuda or mps. `dtype` is a torch type's name; "auto" is float32 on the CPU, where 16-bit
-    arithmetic is rarely faster, and the checkpoint's own type elsewhere. No code from a hub is ever run.
-    Raises LabError for an absent device, a path that is no model, or a hub that cannot be reached.
+    `device` is auto, cpu, cuda or mps; `backend` is auto, transformers, onnx or llama.cpp (see `choose_backend`).
+    `dtype` is a torch type's name, for onnx float32, int8 or int4. "auto" is int4 for onnx; else float32 on the CPU,
+    where 16-bit arithmetic is rarely faster, and the checkpoint's own type elsewhere. No code from a hub is ever run.
+    Raises LabError for an absent device or backend, a path that is no model, or a hub that cannot be reached.
     """
-    chosen = choose_device(device)
-    folder = _local_folder(model)
-    transformers_logging.disable_progress_bar()  # a bar for loading 9 MB is only noise in a log
-    if dtype == "auto" and chosen.name == "cpu":
-        dtype = "float32"
+    source = _local_source(model)
+    chosen = ONNX_DEVICE if (backend, device) == (ONNX, "auto") else choose_device(device)
+    picked = choose_backend(backend, source, chosen.name, dtype)
+    if picked.name == LLAMA_CPP:
+        from labkit.generation.llama_cpp_network import load_llama_cpp
+
+        network, tokenizer = load_llama_cpp(source)
+        return ChatModel(source.stem, sha256_of(source)[:12], network, tokenizer, picked.reason)
+    with told_as_lab_error(source.name if source else model):
+        # A model's own class of configuration loads transformers' models with it: seconds that ONNX does not need.
+        config = PreTrainedConfig.from_dict(read_config(source)) if picked.name == ONNX else None
+        tokenizer = AutoTokenizer.from_pretrained(source or model, config=config, trust_remote_code=False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder or model, trust_remote_code=False)
-        weights = AutoModelForCausalLM.from_pretrained(folder or model, dtype=dtype, trust_remote_code=False)
+        network = _network(picked.name, source, model, tokenizer, dtype, chosen)
+    except LabError as error:
+        if picked.name == TRANSFORMERS or backend != "auto":
+            raise
+        picked = Backend(TRANSFORMERS, f"onnx was tried first, and {error.what}")
+        network = _network(TRANSFORMERS, source, model, tokenizer, dtype, chosen)
+    revision = weights_revision(source) if source else network.revision
+    return ChatModel(source.name if source else model, revision, network, tokenizer, picked.reason)
+
+
+def _network(backend: str, source: Path | None, model: str, tokenizer, dtype: str, device: Device) -> Network:
+    """A backend's libraries are loaded with it: those of transformers' models alone take seconds."""
+    if backend == ONNX:
+        from labkit.generation.onnx_network import load_onnx
+
+        return load_onnx(source, tokenizer, dtype, device.reason)
+    from labkit.generation.transformers_network import load_transformers
+
+    with told_as_lab_error(source.name if source else model):
+        return load_transformers(source or model, tokenizer, dtype, device)
+
+
+@contextlib.contextmanager
+def told_as_lab_error(name: str) -> Iterator[None]:
+    """What transformers raises for a folder that is no model, or a hub that it cannot reach, as a LabError."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LabError(
-            f"the model {folder.name if folder else model} could not be loaded: {first_line}",
+            f"the model {name} could not be loaded: {first_line}",
             "give a folder that holds config.json, tokenizer and weights, or a hub id and a network",
         ) from error
-    network = TransformersNetwork(weights.to(chosen.name).eval(), tokenizer, chosen.reason)
-    revision = _local_revision(folder) if folder else (getattr(weights.config, "_commit_hash", None) or "unknown")
-    return ChatModel(folder.name if folder else model, revision, network, tokenizer)
 
 
-def _local_folder(model: str) -> Path | None:
-    """The folder that `model` means, or None for a hub id. A path that does not exist is an error, never a hub id."""
+def _local_source(model: str) -> Path | None:
+    """The folder or GGUF file that `model` means, or None for a hub id. A path that is not there is an error, never a
+    hub id."""
     if model == EMBEDDED:
         return MODELS / EMBEDDED
     path = Path(model).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path.resolve()
-    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1 or path.suffix == ".gguf":
+        kind = "file" if path.suffix == ".gguf" else "folder"
         raise LabError(
-            f"there is no model folder called {path.name}",
+            f"there is no model {kind} called {path.name}",
             f"check the spelling of the path, or leave --model out to use the embedded model {EMBEDDED}",
         )
     return None
-
-
-def _local_revision(folder: Path) -> str:
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    return sha256_of(weights[0])[:12] if weights else "unknown"

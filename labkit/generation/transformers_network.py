@@ -1,12 +1,20 @@
 """The reference backend: any causal model that transformers loads, on the device that was chosen."""
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from pathlib import Path
 
-from labkit.generation.batch import Batch, Prefixes
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from labkit.environment import Device
+from labkit.generation.batch import Batch
+from labkit.generation.prefixes import Prefixes
 
 
 class TransformersNetwork:
-    """A Network around a transformers model; weights, number format and device are the model's own."""
+    """A Network around a transformers model; weights, number format and device are the model's own.
+
+    `revision` is the hub's commit, where the model came from a hub.
+    """
 
     backend = "transformers"
 
@@ -17,6 +25,7 @@ class TransformersNetwork:
         self.context_length = int(getattr(model.config, "max_position_embeddings", 2048))
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
+        self.revision = getattr(model.config, "_commit_hash", None) or "unknown"
         end = model.generation_config.eos_token_id
         end = tokenizer.eos_token_id if end is None else end
         self.end_ids = frozenset([end] if isinstance(end, int) else end or ())
@@ -24,3 +33,13 @@ class TransformersNetwork:
 
     def rows(self) -> Batch:
         return Batch(self.model, self._prefixes)
+
+
+def load_transformers(
+    source: Path | str, tokenizer: PreTrainedTokenizerBase, dtype: str, device: Device
+) -> TransformersNetwork:
+    """Load a folder's or a hub's checkpoint; raises what transformers raises."""
+    transformers_logging.disable_progress_bar()  # a bar for loading 9 MB is only noise in a log
+    dtype = "float32" if dtype == "auto" and device.name == "cpu" else dtype
+    weights = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+    return TransformersNetwork(weights.to(device.name).eval(), tokenizer, device.reason)

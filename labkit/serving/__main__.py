@@ -15,6 +15,8 @@ def main() -> int:
     parser.add_argument("--host", default=ServerSettings.host)
     parser.add_argument("--port", type=int, default=ServerSettings.port)
     parser.add_argument("--device", default=ServerSettings.device)
+    parser.add_argument("--backend", default=ServerSettings.backend)
+    parser.add_argument("--dtype", default=ServerSettings.dtype)
     for limit in fields(Limits):
         parser.add_argument(f"--{limit.name.replace('_', '-')}", type=limit.type, default=limit.default)
     values = vars(parser.parse_args())

@@ -41,6 +41,7 @@ from labkit.serving.schema import (
 
 log = logging.getLogger("labkit.serving")
 
+MODEL_FACTS = ("revision", "device", "dtype", "backend", "backend_reason")  # beside its name, at /health
 STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -94,10 +95,10 @@ def _add_information(app: FastAPI, model: ChatModel) -> None:
     @app.get("/health", response_model=Health, responses={503: {"description": "not ready; `status` says why"}})
     async def health(response: Response) -> dict:
         response.status_code = 200 if scheduler.alive else 503
-        facts = {"model": model.name, "revision": model.revision, "device": model.device, "dtype": model.dtype}
         return {
             "status": "ok" if scheduler.alive else "the network's thread has ended",
-            **facts,
+            "model": model.name,
+            **{name: getattr(model, name) for name in MODEL_FACTS},
             "running": scheduler.running,
             "waiting": scheduler.waiting,
         }

@@ -89,7 +89,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How one server runs. `model` and `device` are what `load_chat_model` takes.
+    """How one server runs. `model`, `device`, `backend` and `dtype` are what `load_chat_model` takes.
 
     With `api_keys` every path but /health and /livez asks for one of them; `serve` takes them from LABKIT_API_KEY and
     from a file. With `log_prompts` the log holds the prompts too. An answer in which the regular expression
@@ -104,6 +104,8 @@ class ServerSettings:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     log_prompts: bool = False
     output_filter: str = ""
+    backend: str = "auto"
+    dtype: str = "auto"
 
     def __post_init__(self):
         try:

@@ -41,6 +41,7 @@ class RunningServer:
     model: str
     revision: str
     device: str
+    backend: str
     started: str
     limits: dict
 
@@ -205,8 +206,9 @@ def serve(settings: ServerSettings, key_file: str = "") -> None:
         return app
 
     def ready(app) -> None:
-        name, device = app.state.model.name, app.state.model.device
-        _say(f"serving {name} on {device} at {settings.base_url}  (Ctrl+C stops it)", sys.stdout)
+        model = app.state.model
+        _say(f"backend {model.backend}, {model.dtype}: {model.backend_reason}", sys.stdout)
+        _say(f"serving {model.name} on {model.device} at {settings.base_url}  (Ctrl+C stops it)", sys.stdout)
 
     def ended() -> None:
         server.should_exit = True
@@ -245,7 +247,7 @@ def load_model(settings: ServerSettings):
     from labkit.generation import load_chat_model
 
     try:
-        return load_chat_model(settings.model, settings.device)
+        return load_chat_model(settings.model, settings.device, settings.dtype, settings.backend)
     except (LabError, MemoryError, RuntimeError) as error:
         cause = error.__cause__ or error
         if not isinstance(cause, MemoryError) and not NO_MEMORY.search(str(cause)):
@@ -267,6 +269,7 @@ def _record(settings: ServerSettings, model) -> None:
         model=model.name,
         revision=model.revision,
         device=model.device,
+        backend=model.backend,
         started=utc_now(),
         limits=asdict(settings.limits),
     )

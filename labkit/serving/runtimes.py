@@ -4,7 +4,6 @@ import atexit
 import contextlib
 import importlib.util
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +20,7 @@ import psutil
 from labkit.endpoint import KEY_VARIABLE, read_health, read_json_page
 from labkit.errors import LabError
 from labkit.evidence import utc_now
-from labkit.layout import ROOT, STATE
+from labkit.layout import ROOT, STATE, without_paths
 from labkit.serving.contract import Limits, ServerSettings
 from labkit.serving.engines import SERVICE, Engine, Launch
 from labkit.serving.process import children_of, claim_port, end_children, record_server, state_file, with_keys
@@ -73,13 +72,15 @@ def start_server(
     log: Path | None = None,
     timeout: float = 90,
     api_key: str = "",
+    backend: str = "auto",
 ) -> ServerHandle:
     """Start `labkit serve` as a child process and return when its /health is ok, within `timeout` seconds.
 
     The child's output goes to `log` (default .labkit/server-<port>.log); its key is `api_key`, else LABKIT_API_KEY.
     Raises LabError with the child's own reason when it does not come up; then nothing is left running.
     """
-    settings = with_keys(ServerSettings(model, host, port, device, limits or Limits(), (api_key,) if api_key else ()))
+    keys = (api_key,) if api_key else ()
+    settings = with_keys(ServerSettings(model, host, port, device, limits or Limits(), keys, backend=backend))
     claim_port(host, port).close()
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     key = next(iter(settings.api_keys), "")
@@ -186,6 +187,7 @@ def _announce(launch: Launch, process: subprocess.Popen, started: str) -> None:
         model=launch.model,
         revision="unknown",
         device="unknown",
+        backend=launch.engine.name,
         started=started,
         limits=launch.limits,
     )
@@ -235,7 +237,8 @@ def _end_group(process: subprocess.Popen) -> None:
 
 
 def _options(settings: ServerSettings) -> list[str]:
-    values = {"model": settings.model, "host": settings.host, "port": settings.port, "device": settings.device}
+    names = ("model", "host", "port", "device", "backend", "dtype")
+    values = {name: getattr(settings, name) for name in names}
     values.update(asdict(settings.limits))
     return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
 
@@ -279,11 +282,6 @@ def _reason(log: Path, otherwise: str) -> LabError:
         return LabError(what, step)
     tail = " | ".join(line.strip() for line in text.splitlines() if line.strip()).strip()[-400:]
     return LabError(f"{otherwise}; its last words: {tail or 'none'}", "read the whole log", where=log.name)
-
-
-def without_paths(text: str) -> str:
-    """`text` with every absolute path cut to its last name: errors go into artifacts, this machine's folders do not."""
-    return re.sub(r"(?<![\w:/.])(?:[A-Za-z]:)?(?:[\\/][\w.@+~-]+)*[\\/]([\w.@+~-]+)", r"\1", text)
 
 
 def _end(process: subprocess.Popen, port: int, grace: float = 10) -> None:

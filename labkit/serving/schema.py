@@ -335,5 +335,7 @@ class Health(BaseModel):
     revision: str
     device: str
     dtype: str
+    backend: str
+    backend_reason: str
     running: int
     waiting: int

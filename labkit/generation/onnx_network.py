@@ -1,0 +1,205 @@
+"""The ONNX backend: a graph of onnxruntime-genai's model builder, run by onnxruntime on the CPU.
+
+The graph's GroupQueryAttention takes the length of each row from the attention mask, rotates the positions itself and
+writes new keys and values into the memory of the old ones. So rows of unequal length lie beside each other in one
+buffer for each layer, padded on the right, and a token costs no copying.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from labkit.errors import LabError
+from labkit.export.checkpoint import count_parameters, read_config, weight_files
+from labkit.export.onnx import GRAPH, cached_onnx
+from labkit.generation.backends import ONNX_DTYPE
+from labkit.generation.prefixes import Layers, Prefixes
+
+SHORTEST_CAPACITY = 128  # tokens; a buffer that is too short is made twice as long
+
+
+def load_onnx(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, device_reason: str) -> "OnnxNetwork":
+    """The network of a checkpoint, which is exported in `dtype` where that was not done before. Raises LabError."""
+    dtype = ONNX_DTYPE if dtype == "auto" else dtype
+    network = OnnxNetwork(cached_onnx(checkpoint, dtype), checkpoint, tokenizer, dtype, device_reason)
+    try:
+        network.rows().join([0])
+    except RuntimeError as error:  # what a kernel does not do is told when it runs
+        raise LabError(f"onnxruntime cannot run the graph: {error}", "use --backend transformers") from error
+    return network
+
+
+class OnnxNetwork:
+    """A Network around the folder of an export, which holds a graph and genai_config.json, and its `checkpoint`.
+
+    Raises LabError for a graph that asks for more than tokens, mask and remembered keys and values.
+    """
+
+    backend, device = "onnx", "cpu"
+
+    def __init__(
+        self, export: Path, checkpoint: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, device_reason: str
+    ):
+        self.dtype, self.device_reason = dtype, device_reason
+        self.parameter_count = sum(map(count_parameters, weight_files(checkpoint)))
+        self.end_ids = _end_ids(checkpoint, tokenizer)
+        model = read_config(export, "genai_config.json")["model"]
+        self.context_length = int(model["context_length"])
+        self._session = _session(export / GRAPH)
+        self.vocabulary = int(self._session.get_outputs()[0].shape[-1])
+        decoder = model["decoder"]
+        self._shape = (decoder["num_key_value_heads"], decoder["head_size"])
+        self._names = _memory_names(decoder)
+        self._check()
+        self._prefixes = Prefixes()
+
+    def rows(self) -> "OnnxRows":
+        return OnnxRows(self._session, self._names, self._shape, self.vocabulary, self.context_length, self._prefixes)
+
+    def _check(self) -> None:
+        memory = {past for past, _ in self._names}
+        others = {entry.name for entry in self._session.get_inputs()} - memory
+        types = {entry.type for entry in self._session.get_inputs() if entry.name in memory}
+        if others != {"input_ids", "attention_mask"} or types != {"tensor(float)"}:
+            what = f"the ONNX graph cannot be decoded in rows: it asks for {', '.join(sorted(others | types))}"
+            raise LabError(what, "use --backend transformers")
+
+
+def _end_ids(checkpoint: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """As transformers has it: of the generation's configuration, else of the model's, else of the tokenizer."""
+    found = [read_config(checkpoint, name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
+    end = next((end for end in (*found, tokenizer.eos_token_id) if end is not None), ())
+    return frozenset([end] if isinstance(end, int) else end)
+
+
+def _memory_names(decoder: dict) -> list[tuple[str, str]]:
+    """The graph's names for keys and values, layer by layer: what it reads, and what it writes."""
+    kinds = ("key", "value")
+    pairs = [(decoder["inputs"][f"past_{kind}_names"], decoder["outputs"][f"present_{kind}_names"]) for kind in kinds]
+    return [(past % layer, present % layer) for layer in range(decoder["num_hidden_layers"]) for past, present in pairs]
+
+
+def _session(path: Path):
+    """A session with as many threads as torch uses; they sleep between two tokens, for a server has others to run."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_mem_pattern = False  # a plan of the memory for each new length of a prompt
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes have no base but this
+        reason = str(error).strip().splitlines()[0]
+        raise LabError(f"onnxruntime cannot load {path.name}: {reason}", "use --backend transformers") from error
+
+
+class OnnxRows:
+    """The rows under way. `_slots[row]` is where in the buffers a row lies; rows that leave make the last slot move.
+
+    A buffer has the shape (slots, heads, capacity in tokens, width of a head); what lies past a row's length is noise
+    that the mask hides.
+    """
+
+    def __init__(
+        self,
+        session,
+        names: Sequence[tuple[str, str]],
+        shape: tuple[int, int],
+        vocabulary: int,
+        context_length: int,
+        prefixes: Prefixes,
+    ):
+        self._session, self._names, self._vocabulary, self._most = session, names, vocabulary, context_length
+        self._prefixes = prefixes
+        self._slots: list[int] = []
+        self._lengths: list[int] = []  # of each slot
+        self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}  # of the memory, by slot and rows
+        self._memory = [torch.zeros(1, shape[0], min(SHORTEST_CAPACITY, context_length), shape[1]) for _ in names]
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @torch.inference_mode()
+    def join(self, ids: Sequence[int]) -> Tensor:
+        """Add a row for the prompt `ids` as the last one, and return its next token's logits, shape (vocab,)."""
+        slot, length = len(self._slots), len(ids)
+        self._make_room(slot + 1, length)
+        known = self._recall(slot, self._prefixes.longest(ids))
+        logits = self._run(torch.tensor([ids[known:]]), torch.ones(1, length, dtype=torch.int64), slot)[0]
+        self._prefixes.keep(ids, self._layers(slot, length))
+        self._slots.append(slot)
+        self._lengths.append(length)
+        return logits
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Give each row its token, in order, and return the logits of what comes next, shape (rows, vocab)."""
+        lengths = [length + 1 for length in self._lengths]
+        self._make_room(len(lengths), max(lengths))
+        ids = torch.empty(len(tokens), 1, dtype=torch.int64)
+        ids[self._slots, 0] = torch.tensor(tokens)
+        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+        logits = self._run(ids, mask, 0)
+        self._lengths = lengths
+        return logits[self._slots]
+
+    @torch.inference_mode()
+    def leave(self, row: int) -> None:
+        """Forget row number `row`; the rows after it move up."""
+        gap, last = self._slots.pop(row), len(self._slots)
+        length = self._lengths.pop()
+        if gap != last:
+            for memory in self._memory:
+                memory[gap, :, :length] = memory[last, :, :length]
+            self._slots[self._slots.index(last)] = gap
+            self._lengths[gap] = length
+
+    def _make_room(self, slots: int, tokens: int) -> None:
+        """Make the buffers larger, twofold or more, where they do not hold that many rows of that many tokens."""
+        have, heads, capacity, width = self._memory[0].shape
+        if slots <= have and tokens <= capacity:
+            return
+        more = slots if slots <= have else max(slots, 2 * have)
+        longer = capacity if tokens <= capacity else min(max(tokens, 2 * capacity), self._most)
+        for number, old in enumerate(self._memory):
+            self._memory[number] = torch.zeros(max(more, have), heads, longer, width)
+            self._memory[number][:have, :, :capacity] = old
+        self._bindings.clear()
+
+    def _recall(self, slot: int, layers: Layers) -> int:
+        """Copy what is remembered of a prompt's beginning into `slot`; the number of its tokens."""
+        known = layers[0][0].shape[2] if layers else 0
+        for memory, kept in zip(self._memory, [half for layer in layers for half in layer], strict=False):
+            memory[slot, :, :known] = kept[0]
+        return known
+
+    def _layers(self, slot: int, length: int) -> Layers:
+        halves = [memory[slot : slot + 1, :, :length].clone() for memory in self._memory]
+        return list(zip(halves[::2], halves[1::2], strict=True))
+
+    def _run(self, ids: Tensor, mask: Tensor, slot: int) -> Tensor:
+        """One pass of `ids`, shape (rows, tokens), for the slots from `slot` on: the last logits, (rows, vocab)."""
+        logits, binding = torch.empty(len(ids), 1, self._vocabulary), self._binding(slot, len(ids))
+        _bind(binding.bind_input, "input_ids", ids)
+        _bind(binding.bind_input, "attention_mask", mask)
+        _bind(binding.bind_output, "logits", logits)
+        self._session.run_with_iobinding(binding)
+        return logits[:, 0]
+
+    def _binding(self, slot: int, rows: int) -> onnxruntime.IOBinding:
+        """The memory of some slots as what the graph reads and, in the same place, as what it writes."""
+        if (slot, rows) not in self._bindings:
+            binding = self._bindings[slot, rows] = self._session.io_binding()
+            for (past, present), memory in zip(self._names, self._memory, strict=True):
+                part = memory[slot : slot + rows]
+                _bind(binding.bind_input, past, part)
+                _bind(binding.bind_output, present, part)
+        return self._bindings[slot, rows]
+
+
+def _bind(bind, name: str, tensor: Tensor) -> None:
+    bind(name, "cpu", 0, tensor.numpy().dtype, tensor.shape, tensor.data_ptr())
