@@ -1,0 +1,49 @@
+"""llama.cpp as a library: loaded once, silent, with its last error at hand."""
+
+import ctypes
+from functools import lru_cache
+from types import ModuleType
+
+from labkit.errors import LabError
+
+ERROR, CONTINUED = 3, 5  # of ggml_log_level
+
+_errors: list[str] = []
+
+
+@lru_cache(maxsize=1)
+def llama_library() -> ModuleType:
+    """The module llama_cpp. It writes hundreds of lines for a model; only its errors are kept (`last_error`)."""
+    try:
+        import llama_cpp
+    except ImportError as error:
+        what, command = "llama-cpp-python is not installed", 'pip install "open-llm-workbook[llama-cpp]"'
+        raise LabError(what, f"{command}, which compiles llama.cpp for some minutes") from error
+    except (RuntimeError, FileNotFoundError) as error:
+        raise LabError(f"llama-cpp-python cannot load llama.cpp: {error}", "install llama-cpp-python again") from error
+    llama_cpp.llama_log_set(_listener(llama_cpp), ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+def last_error() -> str:
+    """What llama.cpp said last when something went wrong, on one line, and forget it."""
+    said = "; ".join(line.strip() for line in "".join(_errors).strip().splitlines()[-2:])
+    _errors.clear()
+    return said or "llama.cpp gives no reason"
+
+
+@lru_cache(maxsize=1)
+def _listener(llama_cpp: ModuleType):
+    """The function that llama.cpp calls with each line; kept for as long as the library is loaded."""
+    listening = False
+
+    @llama_cpp.llama_log_callback
+    def listen(level: int, text: bytes, _data) -> None:
+        nonlocal listening
+        listening = level == ERROR or (level == CONTINUED and listening)
+        if listening:
+            _errors.append(text.decode("utf-8", "replace"))
+            del _errors[:-20]
+
+    return listen
