@@ -34,7 +34,7 @@ PROBES = (
     "Hello world, it's 2026-11-21 and they've counted 12345 things.",
     '{"name": "Ada", "values": [1, 2.5, -3e8], "ok":true}\n',
     "def f(x):\n\n    return x ** 2  # twice\tthe same\r\n",
-    "  two  spaces, and (brackets), don't\n\n\n  matter; CAPITALS do!",
+    "  two  spaces,  12   numbers, and (brackets), don't\n\n\n  matter; CAPITALS do!",
     "Größe, naïve café, Привет мир, 你好世界, 🙂 ½ ٣٤",
 )
 
@@ -113,7 +113,7 @@ def _checkpoint(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase
             folder, dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace(str(folder), folder.name)
         what, next_step = f"the checkpoint {folder.name} could not be read: {reason}", "give a complete model folder"
         raise LabError(what, f"{next_step}: config.json, safetensors, tokenizer") from error
     if info["missing_keys"]:
@@ -162,7 +162,8 @@ def _write_tensors(writer: gguf.GGUFWriter, model: LlamaForCausalLM, dtype: torc
     for name, tensor in _tensors(model):
         numbers = tensor.to(dtype if tensor.ndim > 1 else torch.float32)
         if not numbers.isfinite().all():
-            raise LabError(f"{name} holds numbers that {dtype} cannot", "write the file as f32, or repair the checkpoint")
+            what = f"{name} holds numbers that {dtype} cannot"
+            raise LabError(what, "write the file as f32, or repair the checkpoint")
         writer.write_tensor_data(numbers.contiguous().numpy())
 
 

@@ -1,12 +1,13 @@
 """llama.cpp as a library: loaded once, silent, with its last error at hand."""
 
 import ctypes
+import re
 from functools import lru_cache
 from types import ModuleType
 
 from labkit.errors import LabError
 
-ERROR, CONTINUED = 3, 5  # of ggml_log_level
+ERROR, CONTINUED = 4, 5  # of ggml_log_level
 
 _errors: list[str] = []
 
@@ -27,10 +28,10 @@ def llama_library() -> ModuleType:
 
 
 def last_error() -> str:
-    """What llama.cpp said last when something went wrong, on one line, and forget it."""
-    said = "; ".join(line.strip() for line in "".join(_errors).strip().splitlines()[-2:])
+    """What llama.cpp said first since it was asked last, without its functions' names and the folders of files."""
+    first, *_ = "".join(_errors).strip().splitlines() or ["llama.cpp gives no reason"]
     _errors.clear()
-    return said or "llama.cpp gives no reason"
+    return re.sub(r"\S*/", "", re.sub(r"^\w+: ", "", first.strip()))
 
 
 @lru_cache(maxsize=1)

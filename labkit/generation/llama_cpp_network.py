@@ -25,9 +25,9 @@ from labkit.export.llama_library import last_error, llama_library
 from labkit.generation.batch import KEPT_PREFIXES, SHORTEST_PREFIX, common
 from labkit.generation.gguf_tokenizer import load_tokenizer
 
-ROWS = 16
+ROWS = 8
 MOST_ROWS = 128
-MOST_MEMORY = 2 * 2**30  # bytes for the keys and values of all rows
+MOST_MEMORY = 4 * 2**30  # bytes for the keys and values of all rows
 LONGEST_PASS = 512  # tokens; a longer prompt is read in several passes
 
 
@@ -58,7 +58,7 @@ class LlamaCppNetwork:
         self.dtype = _file_type(self.model)
         token_bytes = _bytes_for_a_token(self.model)
         room = min(MOST_MEMORY, psutil.virtual_memory().available // 4) // (rows * token_bytes)
-        self.context_length = min(llama.llama_model_n_ctx_train(self.model), room)
+        self.context_length = max(1, min(llama.llama_model_n_ctx_train(self.model), room))
         taken = rows * self.context_length * token_bytes / 1e6
         self.device_reason = (
             f"llama.cpp runs on the CPU, on {torch.get_num_threads()} threads; "
@@ -116,6 +116,7 @@ class Sequences:
         self._llama, self._lock = llama_library(), threading.Lock()
         self._vocabulary = self._llama.llama_vocab_n_tokens(self._llama.llama_model_get_vocab(model))
         self._context = _context(model, rows + KEPT_PREFIXES, tokens)
+        weakref.finalize(self, _free, self._context, model).atexit = False  # a thread may still be decoding then
         self._memory = self._llama.llama_get_memory(self._context)
         self._pass = Pass(self._llama)
         self._rows, self._free = rows, list(range(rows + KEPT_PREFIXES))
@@ -131,19 +132,14 @@ class Sequences:
             if self._under_way == self._rows:
                 what = f"llama.cpp was loaded for {self._rows} rows at once, and all are under way"
                 raise LabError(what, "ask for fewer answers at once")
-            number, known = self._free.pop(), 0
+            number = self._free.pop()
             self._under_way += 1
             try:
-                known = self._recall(ids, number)
-                for start in range(known, len(ids), LONGEST_PASS):
-                    part = ids[start : start + LONGEST_PASS]
-                    self._pass.fill([number] * len(part), part, range(start, start + len(part)), last_only=True)
-                    self._decode()
-                logits = self._logits(1)[0]
+                logits = self._read(ids, number)
+                self._keep(ids, number)
             except BaseException:
                 self._clear(number)
                 raise
-            self._keep(ids, number)
             return number, logits
 
     def go_on(self, numbers: Sequence[int], tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
@@ -172,6 +168,14 @@ class Sequences:
     def _forget(self, number: int) -> None:
         self._llama.llama_memory_seq_rm(self._memory, number, -1, -1)
         self._free.append(number)
+
+    def _read(self, ids: Sequence[int], number: int) -> Tensor:
+        """Give `number` the prompt, as much of it as possible from memory: the last token's logits, shape (vocab,)."""
+        for start in range(self._recall(ids, number), len(ids), LONGEST_PASS):
+            part = ids[start : start + LONGEST_PASS]
+            self._pass.fill([number] * len(part), part, range(start, start + len(part)), last_only=True)
+            self._decode()
+        return self._logits(1)[0]
 
     def _recall(self, ids: Sequence[int], number: int) -> int:
         """Give `number` the longest beginning of `ids` that is kept, all of it but the last token: its length."""
@@ -242,7 +246,7 @@ class Pass:
 
 
 def _load(path: Path):
-    """llama.cpp's model; memory-mapped, freed with the network."""
+    """llama.cpp's model, memory-mapped."""
     llama = llama_library()
     try:
         with open(path, "rb") as file:
@@ -273,9 +277,15 @@ def _context(model, sequences: int, tokens: int):
     settings.n_threads = settings.n_threads_batch = threads
     context = llama.llama_init_from_model(model, settings)
     if not context:
+        llama.llama_model_free(model)
         what = f"llama.cpp found no memory for the context: {last_error()}"
         raise LabError(what, "ask for fewer answers at once, or choose a smaller model")
     return context
+
+
+def _free(context, model) -> None:
+    llama_library().llama_free(context)
+    llama_library().llama_model_free(model)
 
 
 def _bytes_for_a_token(model) -> int:
