@@ -13,12 +13,13 @@ import psutil
 import pytest
 import torch
 from tiny_server import HELLO, chat, live
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from labkit.errors import LabError
 from labkit.export.gguf import PROBES, quantize_gguf, tensor_types, write_gguf
-from labkit.generation import ChatModel, Sampling
+from labkit.generation import ChatModel, Sampling, json_grammar
 from labkit.generation import llama_cpp_network as backend
 from labkit.generation.gguf_tokenizer import spelled, tokenised
 from labkit.generation.llama_cpp_network import LlamaCppNetwork, Sequences, load_llama_cpp
@@ -53,16 +54,24 @@ def tiny(tiny_model_folder, tmp_path):
     return tmp_path / "tiny.gguf"
 
 
-def retrained(folder, rule):
+def retrained(folder, rule, whole=False):
     """A random checkpoint with a tokenizer of its own, whose text is split by `rule` before merging."""
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Tokenizer(models.BPE(ignore_merges=whole))
     tokenizer.pre_tokenizer, tokenizer.decoder = rule, decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet)
     tokenizer.train_from_iterator([*PROBES, "   7 " * 9], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="!").save_pretrained(folder)
+    if whole:  # as Llama 3 does, with a token before every text
+        tokenizer.post_processor = processors.TemplateProcessing(single="! $A", special_tokens=[("!", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="!", eos_token="!").save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=400, hidden_size=48, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4
+        vocab_size=400,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        eos_token_id=0,
+        bos_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     write_gguf(folder, folder / "alone" / "model.gguf")
@@ -242,6 +251,15 @@ def test_the_files_tokenizer_splits_as_llama_cpp_does(model):
     assert [spelled(model.network.model, ids) for ids in ours] == [text.encode() for text in texts]
 
 
+def test_a_token_that_the_network_does_not_know_is_not_made_up(tiny):
+    network, tokenizer = load_llama_cpp(tiny)
+    assert len(tokenizer) == network.vocabulary == 160
+    assert max(tokenizer("<|endoftext|>")["input_ids"]) < 160
+    assert (tokenizer.bos_token, tokenizer.eos_token) == (None, "<|im_end|>")
+    schema = json_grammar({"enum": ["yes", "no"]})
+    assert ChatModel("tiny", "0", network, tokenizer).chat(HELLO, Sampling(), schema).text in ('"yes"', '"no"')
+
+
 def test_the_tokenizer_beside_the_file_is_used(files, tmp_path):
     shutil.copy(files["F32"], tmp_path / "mini.gguf")
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -270,6 +288,16 @@ def test_a_tokenizer_that_transformers_cannot_make_from_the_file_is_refused(tmp_
     shutil.copy(tmp_path / "tokenizer_config.json", path.parent)
     network, tokenizer = load_llama_cpp(path)
     assert [tokenizer(text)["input_ids"] for text in PROBES] == [tokenised(network.model, text) for text in PROBES]
+
+
+def test_the_way_llama_3_splits_text_is_made_from_the_file(tmp_path):
+    split = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS["llama-bpe"]), "isolated")
+    rule = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    path, original = retrained(tmp_path, rule, whole=True), AutoTokenizer.from_pretrained(tmp_path)
+    network, tokenizer = load_llama_cpp(path)
+    texts = [*PROBES, "123456 and 1234", "a\n\n b"]
+    assert [tokenizer(text)["input_ids"] for text in texts] == [original(text)["input_ids"] for text in texts]
+    assert [[0, *tokenised(network.model, text)] for text in texts] == [tokenizer(text)["input_ids"] for text in texts]
 
 
 def test_files_that_are_no_model(files, tmp_path):

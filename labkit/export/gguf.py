@@ -38,6 +38,11 @@ PROBES = (
     "Größe, naïve café, Привет мир, 你好世界, 🙂 ½ ٣٤",
 )
 
+# The rules with which llama.cpp takes a word that is a token as that token, without asking how merges would make it.
+WHOLE_WORDS = frozenset(
+    ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken")
+)
+
 
 def write_gguf(folder: Path, path: Path, outtype: str = "f32") -> None:
     """Write the checkpoint in `folder` (config.json, safetensors, tokenizer) to `path` as GGUF.
@@ -252,6 +257,7 @@ def _pre_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
         for name, rule in _rules().items():
             twin = Tokenizer.from_str(original.to_str())
             twin.pre_tokenizer, twin.normalizer = rule, None
+            twin.model.ignore_merges = name in WHOLE_WORDS
             if all(_ids(twin, text) == _ids(original, text) for text in PROBES):
                 return name
     what = f"the tokenizer splits text in a way that llama.cpp has no name for ({', '.join(_rules())} were tried)"

@@ -34,6 +34,13 @@ def last_error() -> str:
     return re.sub(r"\S*/", "", re.sub(r"^\w+: ", "", first.strip()))
 
 
+def metadata(model, key: str) -> str:
+    """The value of `key` in the file that llama.cpp's `model` was loaded from; empty where it has none."""
+    value = ctypes.create_string_buffer(256)
+    llama_library().llama_model_meta_val_str(model, key.encode(), value, len(value))
+    return value.value.decode("utf-8", "replace")
+
+
 @lru_cache(maxsize=1)
 def _listener(llama_cpp: ModuleType):
     """The function that llama.cpp calls with each line; kept for as long as the library is loaded."""

@@ -1,13 +1,15 @@
 """The tokenizer of a GGUF file as transformers' class, which prompts, answers and constraints work with."""
 
 import ctypes
+import json
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from labkit.errors import LabError
-from labkit.export.gguf import PROBES
-from labkit.export.llama_library import llama_library
+from labkit.export.gguf import PROBES, WHOLE_WORDS
+from labkit.export.llama_library import llama_library, metadata
 
 
 def load_tokenizer(path: Path, model) -> PreTrainedTokenizerBase:
@@ -24,6 +26,8 @@ def load_tokenizer(path: Path, model) -> PreTrainedTokenizerBase:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         what = f"transformers cannot read the tokenizer of {path.name}: {reason}"
         raise LabError(what, "put the tokenizer.json of the original model beside the file") from error
+    if not beside:
+        tokenizer = faithful(tokenizer, model)
     for text in PROBES:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if beside and spelled(model, ids) != tokenizer.decode(ids).encode():
@@ -36,6 +40,23 @@ def load_tokenizer(path: Path, model) -> PreTrainedTokenizerBase:
         template = llama_library().llama_model_chat_template(model, None)
         tokenizer.chat_template = template.decode() if template else None
     return tokenizer
+
+
+def faithful(tokenizer: PreTrainedTokenizerBase, model) -> PreTrainedTokenizerBase:
+    """`tokenizer`, made by transformers from a file, without what the file does not say.
+
+    transformers' class for byte-level BPE brings an <|endoftext|> of its own, whose number the network does not know,
+    and asks for merges even of words that are tokens.
+    """
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    size = llama_library().llama_vocab_n_tokens(llama_library().llama_model_get_vocab(model))
+    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["id"] < size]
+    if metadata(model, "tokenizer.ggml.pre") in WHOLE_WORDS:
+        parts["model"]["ignore_merges"] = True
+    backend = Tokenizer.from_str(json.dumps(parts))
+    roles = {role: getattr(tokenizer, role) for role in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    known = {role: text for role, text in roles.items() if text and backend.token_to_id(text) is not None}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=tokenizer.chat_template, **known)
 
 
 def tokenised(model, text: str) -> list[int]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from labkit.errors import LabError
-from labkit.export.llama_library import last_error, llama_library
+from labkit.export.llama_library import last_error, llama_library, metadata
 from labkit.generation.batch import KEPT_PREFIXES, SHORTEST_PREFIX, common
 from labkit.generation.gguf_tokenizer import load_tokenizer
 
@@ -291,23 +291,16 @@ def _free(context, model) -> None:
 def _bytes_for_a_token(model) -> int:
     """Keys and values of one token in all layers, as 16-bit numbers."""
     llama = llama_library()
-    architecture, heads = _metadata(model, "general.architecture"), llama.llama_model_n_head(model)
+    architecture, heads = metadata(model, "general.architecture"), llama.llama_model_n_head(model)
     width = llama.llama_model_n_embd(model) // max(heads, 1)
-    keys, values = (_metadata(model, f"{architecture}.attention.{half}_length") for half in ("key", "value"))
+    keys, values = (metadata(model, f"{architecture}.attention.{half}_length") for half in ("key", "value"))
     both = int(keys or width) + int(values or width)
     return 2 * both * max(llama.llama_model_n_head_kv(model), 1) * llama.llama_model_n_layer(model)
 
 
 def _file_type(model) -> str:
-    number = _metadata(model, "general.file_type")
+    number = metadata(model, "general.file_type")
     try:
         return gguf.LlamaFileType(int(number)).name.removeprefix("MOSTLY_").removeprefix("ALL_")
     except ValueError:
         return "unknown"
-
-
-def _metadata(model, key: str) -> str:
-    """The value of `key` in the file, empty where it has none."""
-    value = ctypes.create_string_buffer(256)
-    llama_library().llama_model_meta_val_str(model, key.encode(), value, len(value))
-    return value.value.decode("utf-8", "replace")
