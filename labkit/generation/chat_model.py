@@ -7,8 +7,15 @@ several answers together; a test holds its greedy answers equal to those of tran
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from labkit.environment import choose_device, peak_memory_mib
@@ -21,7 +28,11 @@ from labkit.generation.sampling import Sampling
 from labkit.generation.transformers_network import TransformersNetwork
 from labkit.layout import MODELS
 
+if TYPE_CHECKING:
+    from labkit.generation.vision import Vision
+
 EMBEDDED = "mini-instruct"
+SEEING = ("qwen2_vl",)  # model types, as a checkpoint's config.json names them
 
 # For tokenizers without a chat template: roles as plain headings, the answer begun for the model.
 PLAIN_TEMPLATE = (
@@ -36,22 +47,33 @@ class ChatModel:
     """A tokenizer and the network that runs a causal model. Made by `load_chat_model`.
 
     `name` is the hub id or the model folder's name (never a path); `revision` is the hub commit, or the first 12 hex
-    digits of the sha256 of the local weights, so that two runs can be told apart.
+    digits of the sha256 of the local weights, so that two runs can be told apart. `vision` is None for a model that
+    reads text alone.
     """
 
-    def __init__(self, name: str, revision: str, network: Network, tokenizer: PreTrainedTokenizerBase):
+    def __init__(
+        self,
+        name: str,
+        revision: str,
+        network: Network,
+        tokenizer: PreTrainedTokenizerBase,
+        vision: "Vision | None" = None,
+    ):
         self.name, self.revision = name, revision
-        self.network, self.tokenizer = network, tokenizer
+        self.network, self.tokenizer, self.vision = network, tokenizer, vision
         self.device, self.device_reason, self.dtype = network.device, network.device_reason, network.dtype
         self.context_length, self.parameter_count = network.context_length, network.parameter_count
 
     def prompt_ids(self, messages: Sequence[Message], **template: object) -> list[int]:
-        """The prompt's token ids, through the tokenizer's chat template or the plain one, given `template` (tools)."""
+        """The token ids of `prompt_text`."""
+        return self.text_ids(self.prompt_text(messages, **template))
+
+    def prompt_text(self, messages: Sequence[Message], **template: object) -> str:
+        """The prompt through the tokenizer's chat template or the plain one, given `template` (tools)."""
         plain = None if self.tokenizer.chat_template else PLAIN_TEMPLATE
-        text = self.tokenizer.apply_chat_template(
+        return self.tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=True, chat_template=plain, **template
         )
-        return self.text_ids(text)
 
     def text_ids(self, text: str) -> list[int]:
         """The token ids of `text` as it is, no special token added."""
@@ -142,7 +164,9 @@ def load_chat_model(model: str = EMBEDDED, device: str = "auto", dtype: str = "a
         dtype = "float32"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder or model, trust_remote_code=False)
-        weights = AutoModelForCausalLM.from_pretrained(folder or model, dtype=dtype, trust_remote_code=False)
+        vision = _vision(folder or model, tokenizer)
+        kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
+        weights = kind.from_pretrained(folder or model, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LabError(
@@ -151,7 +175,16 @@ def load_chat_model(model: str = EMBEDDED, device: str = "auto", dtype: str = "a
         ) from error
     network = TransformersNetwork(weights.to(chosen.name).eval(), tokenizer, chosen.reason)
     revision = _local_revision(folder) if folder else (getattr(weights.config, "_commit_hash", None) or "unknown")
-    return ChatModel(folder.name if folder else model, revision, network, tokenizer)
+    return ChatModel(folder.name if folder else model, revision, network, tokenizer, vision)
+
+
+def _vision(model: str | Path, tokenizer: PreTrainedTokenizerBase) -> "Vision | None":
+    """The processor of a checkpoint that reads images; its code is loaded for such a checkpoint alone."""
+    if AutoConfig.from_pretrained(model, trust_remote_code=False).model_type not in SEEING:
+        return None
+    from labkit.generation.vision import load_vision
+
+    return load_vision(model, tokenizer)
 
 
 def _local_folder(model: str) -> Path | None:

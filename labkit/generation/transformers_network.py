@@ -14,7 +14,7 @@ class TransformersNetwork:
         self.model = model
         self.device, self.device_reason = model.device.type, device_reason
         self.dtype = str(model.dtype).removeprefix("torch.")
-        self.context_length = int(getattr(model.config, "max_position_embeddings", 2048))
+        self.context_length = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2048))
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
         end = model.generation_config.eos_token_id
