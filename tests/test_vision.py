@@ -23,7 +23,9 @@ from labkit.serving.contract import Limits, Refusal
 from labkit.serving.images import read_images
 from labkit.serving.schema import ChatMessage
 
-WIDE = replace(SMALL, max_input_tokens=200, max_body_bytes=400_000, concurrency=3, queue=4, max_images=2)
+WIDE = replace(
+    SMALL, max_input_tokens=400, max_output_tokens=100, max_body_bytes=400_000, concurrency=3, queue=4, max_images=2
+)
 
 
 def picture(seed, width=40, height=24):
@@ -79,7 +81,7 @@ def whole(network, ids, images):
 
 @pytest.mark.parametrize("window", [None, 8])
 def test_rows_with_and_without_images_have_the_logits_of_rows_alone(model, tmp_path, window):
-    """Sixty random joins, steps and leaves; an image takes fewer positions than tokens, each row another number."""
+    """Forty random joins, steps and leaves; an image takes fewer positions than tokens, each row another number."""
     network = model.network.model
     if window:
         sliding = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0}
@@ -87,7 +89,7 @@ def test_rows_with_and_without_images_have_the_logits_of_rows_alone(model, tmp_p
         network = load_chat_model(str(folder), device="cpu").network.model
     draw, batch, rows = random.Random(2), Batch(network, Prefixes()), []
     sizes = [(), (), ((40, 24),), ((24, 56),), ((9, 9), (64, 32))]
-    for number in range(60):
+    for number in range(40):
         if len(rows) < 4 and draw.random() < 0.5:
             chosen = draw.choice(sizes)
             text = "there user assistant system " + "".join(draw.choices("abcdef", k=draw.randrange(9)))
@@ -109,11 +111,13 @@ def test_rows_with_and_without_images_have_the_logits_of_rows_alone(model, tmp_p
 def test_the_same_placeholders_with_other_pixels_are_another_prompt(model):
     (first, one), (second, other) = prompt(model, picture(1)), prompt(model, picture(2))
     assert first == second
-    rows = model.network.rows()
+    rows = Batch(model.network.model, Prefixes())
+    unseen = rows.join(first)  # the same tokens, written by somebody: kept as the beginning of texts alone
     after_one, after_other, again = rows.join(first, one), rows.join(second, other), rows.join(first, one)
     assert (after_one - after_other).abs().max() > 0.1
+    assert (after_one - unseen).abs().max() > 0.1
     assert torch.equal(after_one, again)
-    assert torch.equal(rows.join(first), model.network.rows().join(first))  # a text of placeholders saw no pixels
+    torch.testing.assert_close(rows.join(first), unseen)
 
 
 def test_answers_to_an_image_are_those_of_transformers(model, url):
@@ -170,7 +174,7 @@ def test_images_and_texts_that_are_answered_together_are_answered_as_alone(url):
     prompts = [asking(NOISE), HELLO, asking(RED, text="x" * 30), asking(RED, NOISE), asking(text="what now")]
 
     def ask(messages):
-        return chat(url, messages=messages, max_tokens=25).json()["choices"][0]["message"]["content"]
+        return chat(url, messages=messages, max_tokens=15).json()["choices"][0]["message"]["content"]
 
     alone = [ask(messages) for messages in prompts]
     with ThreadPoolExecutor(len(prompts)) as pool:
@@ -179,12 +183,14 @@ def test_images_and_texts_that_are_answered_together_are_answered_as_alone(url):
 
 
 def test_tools_and_schemas_hold_for_images_and_for_text(url):
-    tool = {"type": "function", "function": {"name": "see", "parameters": {"type": "object", "properties": {}}}}
     form = {"type": "object", "properties": {"k": {"enum": ["a", "b"]}}, "required": ["k"]}
-    schema = {"type": "json_schema", "json_schema": {"name": "f", "schema": {**form, "additionalProperties": False}}}
+    form["additionalProperties"] = False
+    tool = {"type": "function", "function": {"name": "see", "parameters": form}}
+    schema = {"type": "json_schema", "json_schema": {"name": "f", "schema": form}}
     for messages in (asking(NOISE), HELLO):
-        called = chat(url, messages=messages, tools=[tool], tool_choice="required", n=2).json()["choices"]
-        assert [one["message"]["tool_calls"][0]["function"]["name"] for one in called] == ["see", "see"]
+        called = chat(url, messages=messages, tools=[tool], tool_choice="required").json()["choices"]
+        call = called[0]["message"]["tool_calls"][0]["function"]
+        assert (call["name"], call["arguments"]) in [("see", '{"k": "a"}'), ("see", '{"k": "b"}')]
         said = chat(url, messages=messages, response_format=schema).json()["choices"][0]["message"]["content"]
         assert said.replace(" ", "") in ('{"k":"a"}', '{"k":"b"}')
 
@@ -257,8 +263,16 @@ BAD_PARTS = [
     (asking("text"), "invalid_value", "messages.0.content.0"),
     (asking({"type": "text"}), "invalid_value", "messages.0.content.0.text"),
     ([{"role": "system", "content": [NOISE]}, *HELLO], "invalid_value", "messages.0"),
-    (asking(part(NOISE["image_url"]["url"], detail="low")), "unsupported_parameter", "messages.0.content.0.image_url.detail"),
-    (asking(part(NOISE["image_url"]["url"], detail="high")), "unsupported_parameter", "messages.0.content.0.image_url.detail"),
+    (
+        asking(part(NOISE["image_url"]["url"], detail="low")),
+        "unsupported_parameter",
+        "messages.0.content.0.image_url.detail",
+    ),
+    (
+        asking(part(NOISE["image_url"]["url"], detail="high")),
+        "unsupported_parameter",
+        "messages.0.content.0.image_url.detail",
+    ),
     (asking(NOISE, RED, NOISE), "invalid_value", "messages.0.content.2.image_url"),
     (asking(NOISE, text="<|image_pad|>"), "invalid_value", "messages"),
     (asking(NOISE, text="<|video_pad|>"), "invalid_value", "messages"),
@@ -299,7 +313,9 @@ def test_images_are_seen_as_a_viewer_shows_them(model):
     for mode in ("1", "L", "LA", "P", "RGBA"):
         assert seen(model, url_of(picture(1).convert(mode))).mode == "RGB"
     with pytest.raises(Refusal, match="the limit is 900 in all"):
-        read_images([ChatMessage(role="user", content=asking(NOISE)[0]["content"])], model, Limits(max_image_pixels=900))
+        read_images(
+            [ChatMessage(role="user", content=asking(NOISE)[0]["content"])], model, Limits(max_image_pixels=900)
+        )
 
 
 # What is said about it

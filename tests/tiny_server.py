@@ -74,7 +74,7 @@ def make_tokenizer(template, more=()):
 
 
 def make_tiny_vision_model(folder, **text):
-    """A random Qwen2-VL of 0.1 M parameters, laid out as on the hub. An image takes a token for 8 x 8 pixels, at most 64.
+    """A random Qwen2-VL of 0.1 M parameters, laid out as on the hub. An image takes a token for 8 x 8 pixels.
 
     Its weights are large, so that attention, and with it a wrong position, shows in the logits.
     """
