@@ -52,6 +52,11 @@ class Vision:
 
 
 def load_vision(model: str | Path, tokenizer: PreTrainedTokenizerBase) -> Vision:
-    """What the checkpoint `model`, a folder or a hub id, says of images. Pillow prepares them on every machine."""
+    """What the checkpoint `model`, a folder or a hub id, says of images. Pillow prepares them on every machine.
+
+    A chat template that lies beside the processor alone, as older checkpoints have it, is given to `tokenizer`.
+    """
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = StillProcessor.get_processor_dict(model)[0].get("chat_template")
     images = AutoImageProcessor.from_pretrained(model, backend="pil", trust_remote_code=False)
     return Vision(StillProcessor(images, tokenizer))
