@@ -7,16 +7,8 @@ several answers together; a test holds its greedy answers equal to those of tran
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from labkit.environment import choose_device, peak_memory_mib
 from labkit.errors import LabError
@@ -25,14 +17,10 @@ from labkit.generation.answer import Answer, Completion
 from labkit.generation.constraint import Constraint
 from labkit.generation.network import Network
 from labkit.generation.sampling import Sampling
-from labkit.generation.transformers_network import TransformersNetwork
+from labkit.generation.transformers_network import load_transformers
 from labkit.layout import MODELS
 
-if TYPE_CHECKING:
-    from labkit.generation.vision import Vision
-
 EMBEDDED = "mini-instruct"
-SEEING = ("qwen2_vl",)  # model types, as a checkpoint's config.json names them
 
 # For tokenizers without a chat template: roles as plain headings, the answer begun for the model.
 PLAIN_TEMPLATE = (
@@ -51,16 +39,9 @@ class ChatModel:
     reads text alone.
     """
 
-    def __init__(
-        self,
-        name: str,
-        revision: str,
-        network: Network,
-        tokenizer: PreTrainedTokenizerBase,
-        vision: "Vision | None" = None,
-    ):
+    def __init__(self, name: str, revision: str, network: Network, tokenizer: PreTrainedTokenizerBase):
         self.name, self.revision = name, revision
-        self.network, self.tokenizer, self.vision = network, tokenizer, vision
+        self.network, self.tokenizer, self.vision = network, tokenizer, getattr(network, "vision", None)
         self.device, self.device_reason, self.dtype = network.device, network.device_reason, network.dtype
         self.context_length, self.parameter_count = network.context_length, network.parameter_count
 
@@ -159,32 +140,17 @@ def load_chat_model(model: str = EMBEDDED, device: str = "auto", dtype: str = "a
     """
     chosen = choose_device(device)
     folder = _local_folder(model)
-    transformers_logging.disable_progress_bar()  # a bar for loading 9 MB is only noise in a log
-    if dtype == "auto" and chosen.name == "cpu":
-        dtype = "float32"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder or model, trust_remote_code=False)
-        vision = _vision(folder or model, tokenizer)
-        kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
-        weights = kind.from_pretrained(folder or model, dtype=dtype, trust_remote_code=False)
+        network = load_transformers(folder or model, tokenizer, dtype, chosen)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LabError(
             f"the model {folder.name if folder else model} could not be loaded: {first_line}",
             "give a folder that holds config.json, tokenizer and weights, or a hub id and a network",
         ) from error
-    network = TransformersNetwork(weights.to(chosen.name).eval(), tokenizer, chosen.reason)
-    revision = _local_revision(folder) if folder else (getattr(weights.config, "_commit_hash", None) or "unknown")
-    return ChatModel(folder.name if folder else model, revision, network, tokenizer, vision)
-
-
-def _vision(model: str | Path, tokenizer: PreTrainedTokenizerBase) -> "Vision | None":
-    """The processor of a checkpoint that reads images; its code is loaded for such a checkpoint alone."""
-    if AutoConfig.from_pretrained(model, trust_remote_code=False).model_type not in SEEING:
-        return None
-    from labkit.generation.vision import load_vision
-
-    return load_vision(model, tokenizer)
+    revision = _local_revision(folder) if folder else network.revision
+    return ChatModel(folder.name if folder else model, revision, network, tokenizer)
 
 
 def _local_folder(model: str) -> Path | None:

@@ -39,7 +39,10 @@ class Rows(Protocol):
 
 
 class Network(Protocol):
-    """A loaded model. `end_ids` end an answer; `vocabulary` is the number of logits for a token."""
+    """A loaded model. `end_ids` end an answer; `vocabulary` is the number of logits for a token.
+
+    One that reads images has its `Vision` as `vision`.
+    """
 
     backend: str
     device: str
