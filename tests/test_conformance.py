@@ -89,11 +89,17 @@ class Fake(BaseHTTPRequestHandler):
         messages = [m for m in asked["messages"] if m["role"] != "tool" or not self.flaw("deaf")]
         contents = [message["content"] for message in messages]
         if not self.flaw("parts"):
-            contents = [c[0]["text"] if isinstance(c, list) else c for c in contents]
+            contents = [self.flat(c) if isinstance(c, list) else c for c in contents]
         if self.flaw("system"):
             contents = contents[-1:]
         tools = asked.get("tools", []) if not self.flaw("tools") else []
         return min(len(f"{contents}{tools}".split()), 600 if not self.flaw("cuts") else 50)
+
+    def flat(self, parts):
+        """The parts as one text in which an image is three words, or with a flaw nothing, or its address."""
+        shown = (part.get("text", "" if self.flaw("blind") else "an image here") for part in parts)
+        addresses = (len(part["image_url"]["url"]) * "x " for part in parts if "image_url" in part)
+        return " ".join([*filter(None, shown), *(addresses if self.flaw("reads URLs") else ())])
 
     def words(self, asked):
         if "response_format" in asked and not self.flaw("json"):
@@ -231,6 +237,8 @@ def test_a_clear_refusal_is_refused_and_quotes_the_server(server):
 FLAWS = [
     ("no metrics", "/metrics", "not offered", "404"),
     ("parts", "content as parts", "wrong", "prompt tokens"),
+    ("blind", "image part", "ignored", "are those without it"),
+    ("reads URLs", "image part", "wrong", "read as text"),
     ("system", "system role", "ignored", "are those without it"),
     ("deaf", "tool message", "ignored", "whatever the tool's result says"),
     ("limit", "max_tokens", "ignored", "5 tokens asked for, 20 answered"),

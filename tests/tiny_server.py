@@ -8,7 +8,14 @@ import httpx
 import torch
 import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from labkit.serving.app import create_app
 from labkit.serving.contract import ERRORS, Limits, ServerSettings
@@ -16,6 +23,14 @@ from labkit.serving.process import free_port
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SEEING = (
+    "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}</tools>\n"
+    'Call one as <tool_call>\n{"name": ..., "arguments": ...}\n</tool_call><|im_end|>\n{% endif %}'
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for part in m['content'] %}{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SMALL = Limits(80, 40, 4096, 30, concurrency=1, queue=1)
@@ -29,13 +44,7 @@ def make_tiny_model(folder, **config):
 
     Its heads are 12 wide, which onnxruntime does not run; `config` replaces sizes.
     """
-    special = ["<|im_start|>", "<|im_end|>"]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    text = ["hello there user system assistant", "".join(map(chr, range(32, 127))) + "\n"]
-    tokenizer.train_from_iterator(text * 3, trainers.BpeTrainer(vocab_size=160, special_tokens=special))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", chat_template=CHATML)
+    fast = make_tokenizer(CHATML)
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -43,6 +52,53 @@ def make_tiny_model(folder, **config):
     network = LlamaForCausalLM(LlamaConfig(**sizes, eos_token_id=1, bos_token_id=0))
     with torch.no_grad():
         network.lm_head.weight[:2] = 0
+    network.save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer(template, more=()):
+    """ASCII, with the special tokens of ChatML as numbers 0 and 1 and `more` after them."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    text = ["hello there user system assistant", "".join(map(chr, range(32, 127))) + "\n"]
+    trainer = trainers.BpeTrainer(vocab_size=160, special_tokens=["<|im_start|>", "<|im_end|>", *more])
+    tokenizer.train_from_iterator(text * 3, trainer)
+    special = {"eos_token": "<|im_end|>", "additional_special_tokens": list(more)}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **special)
+
+
+def make_tiny_vision_model(folder, **text):
+    """A random Qwen2-VL of 0.1 M parameters, laid out as on the hub. An image takes a token for 8 x 8 pixels.
+
+    Its weights are large, so that attention, and with it a wrong position, shows in the logits.
+    """
+    fast = make_tokenizer(SEEING, ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"])
+    fast.save_pretrained(folder)
+    sizes = {"shortest_edge": 64, "longest_edge": 4096}
+    Qwen2VLImageProcessorPil(patch_size=4, size=sizes).save_pretrained(folder)
+    torch.manual_seed(0)
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 2, 2]}
+    read = {
+        "vocab_size": len(fast),
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "rope_parameters": rope,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "initializer_range": 0.3,
+        **text,
+    }
+    see = {"depth": 2, "embed_dim": 32, "hidden_size": 48, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2}
+    ids = {f"{name}_token_id": at for at, name in enumerate(("vision_start", "vision_end", "image"), start=2)}
+    config = Qwen2VLConfig(text_config=read, vision_config={**see, "initializer_range": 0.3}, **ids)
+    network = Qwen2VLForConditionalGeneration(config)
+    with torch.no_grad():
+        network.lm_head.weight[:5] = 0
     network.save_pretrained(folder)
     return folder
 

@@ -47,6 +47,8 @@ def serve(
     concurrency: Annotated[int, typer.Option(help="answers that are made together")] = 4,
     queue: int = 8,
     requests_per_minute: Annotated[int, typer.Option(help="for each key; 0 sets no limit")] = 0,
+    max_images: Annotated[int, typer.Option(help="in a request, to a model with vision")] = 4,
+    max_image_pixels: int = 4096 * 4096,
     api_key_file: Annotated[str, typer.Option(help="a file with one key on each line, beside LABKIT_API_KEY")] = "",
     log_prompts: Annotated[bool, typer.Option(help="write prompts into the log")] = False,
     output_filter: Annotated[str, typer.Option(help="keep in answers where this regular expression is found")] = "",
@@ -72,6 +74,8 @@ def serve(
         concurrency,
         queue,
         requests_per_minute,
+        max_images,
+        max_image_pixels,
     )
     how = {"log_prompts": log_prompts, "output_filter": output_filter, "backend": backend, "dtype": dtype}
     settings = ServerSettings(model, host, port, device, limits, **how)

@@ -1,5 +1,7 @@
 """Probes of the server's pages and of plain chat answers: is each parameter honoured, not only accepted?"""
 
+import base64
+import io
 from collections.abc import Callable
 
 from labkit.conformance.findings import Outcome, Verdict
@@ -92,6 +94,31 @@ def content_parts(wire: Wire) -> Outcome:
     if tokens is None and answer.text != wire.plain.text:
         return Verdict.PARTLY, "accepted; another answer than to the same content as text"
     return Verdict.SUPPORTED, f"{tokens} prompt tokens, as for text"
+
+
+def image_part(wire: Wire) -> Outcome:
+    """Two squares of one size and two colours: a model that sees them is given as many more tokens for one as for the
+    other, while one that is given their URLs as text is not."""
+    question = {"type": "text", "text": MESSAGES[0]["content"]}
+    contents = ([{"type": "image_url", "image_url": {"url": url}}, question] for url in map(_square, ("red", "blue")))
+    red, blue = (wire.answer(messages=[{"role": "user", "content": content}]) for content in contents)
+    tokens, usual = red.tokens("prompt"), wire.plain.tokens("prompt")
+    if (tokens, red.text) == (usual, wire.plain.text):
+        return Verdict.IGNORED, f"prompt tokens ({tokens}) and answer are those without it"
+    if tokens is None:
+        return Verdict.PARTLY, "accepted; without usage it cannot be seen how the model reads it"
+    if tokens != blue.tokens("prompt"):
+        return Verdict.WRONG, f"{tokens} prompt tokens, {blue.tokens('prompt')} with another colour: read as text"
+    return Verdict.SUPPORTED, f"{tokens} prompt tokens with it, {usual} without"
+
+
+def _square(colour: str) -> str:
+    """The data URL of a PNG of one colour."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (56, 56), colour).save(file, "png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def role(name: str) -> Callable[[Wire], Outcome]:

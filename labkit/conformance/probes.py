@@ -23,6 +23,7 @@ PROBES = (
     Probe("server", "/v1/completions", answers.completions, "a prompt; right is choices[0].text"),
     Probe("chat", "content as text", answers.content_text, "one message; right is OpenAI's chat.completion object"),
     Probe("chat", "content as parts", answers.content_parts, "the message as text parts; right is the same prompt"),
+    Probe("chat", "image part", answers.image_part, "a PNG in a data URL; right is a longer prompt"),
     Probe("chat", "system role", answers.role("system"), "a system message; right is another prompt or answer"),
     Probe("chat", "developer role", answers.role("developer"), "its newer name; right is another prompt or answer"),
     Probe("chat", "tool message", answers.tool_message, "a tool's result in the history; right is that it is read"),

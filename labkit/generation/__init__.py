@@ -3,6 +3,7 @@
 from labkit.generation.answer import Answer, Completion, TokenScore, first_stop, held_back
 from labkit.generation.chat_model import EMBEDDED, ChatModel, Message, load_chat_model, write_first_run
 from labkit.generation.constraint import Constraint, json_grammar
+from labkit.generation.network import Images
 from labkit.generation.sampling import COLDEST, Sampling, choose_token
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "ChatModel",
     "Completion",
     "Constraint",
+    "Images",
     "Message",
     "Sampling",
     "TokenScore",

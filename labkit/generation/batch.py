@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from labkit.generation.network import Images
 from labkit.generation.prefixes import Layers, Prefixes
 
 
@@ -20,11 +21,15 @@ class Batch:
 
     Rows of unequal length are padded on the left, and the padding is masked. A model whose memory is not plain keys and
     values of every token (sliding windows, state spaces) is decoded row by row: slower, and the same answers.
+
+    The model is always told the positions. An image takes fewer positions than tokens (M-RoPE), so that each row has
+    its own next position; what the model itself remembers of that is overwritten by the next prompt.
     """
 
     def __init__(self, model: PreTrainedModel, prefixes: Prefixes | None = None):
         self._model, self._prefixes = model, prefixes
         self._lengths: list[int] = []
+        self._positions: list[int] = []  # of each row's next token
         self._cache: DynamicCache | None = None
         self._apart: list[object] | None = None  # caches of rows that cannot be put together
 
@@ -32,26 +37,31 @@ class Batch:
         return len(self._lengths)
 
     @torch.inference_mode()
-    def join(self, ids: Sequence[int]) -> Tensor:
-        """Add a row for the prompt `ids` as the last one, and return its next token's logits, shape (vocab,)."""
-        held = self._prefixes.longest(ids) if self._prefixes else []
-        cache = cache_of(held) if held else None
-        fresh = ids[held[0][0].shape[2] :] if held else ids
-        out = self._model(input_ids=self._tensor([fresh]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    def join(self, ids: Sequence[int], images: Images | None = None) -> Tensor:
+        """Add a row for the prompt `ids` as the last one, and return its next token's logits, shape (vocab,).
+
+        A prompt with images shares its beginning with no other: equal placeholders may stand for unequal pixels.
+        """
+        prefixes = None if images else self._prefixes
+        held = prefixes.longest(ids) if prefixes else []
+        cache, known = (cache_of(held), held[0][0].shape[2]) if held else (None, 0)
+        prompt = self._seen(ids, images) if images else self._read(ids, known)
+        out = self._model(**prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = out.past_key_values
         if not plain(cache):
             self._apart = [*(self._apart or []), cache]
         else:
-            if self._prefixes is not None:
-                self._prefixes.keep(ids, layers_of(cache))
+            if prefixes is not None:
+                prefixes.keep(ids, layers_of(cache))
             self._cache = merged(self._cache, cache) if self._lengths else cache
         self._lengths.append(len(ids))
+        self._positions.append(int(prompt["position_ids"].max()) + 1)
         return out.logits[0, -1]
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Give each row its token, in order, and return the logits of what comes next, shape (rows, vocab)."""
-        positions = self._tensor([[length] for length in self._lengths])
+        positions = self._tensor([[position] for position in self._positions])
         ids = self._tensor([[token] for token in tokens])
         if self._apart is not None:
             rows = zip(ids.split(1), positions.split(1), self._apart, strict=True)
@@ -59,11 +69,12 @@ class Batch:
         else:
             logits = self._pass(ids, positions, self._cache, self._mask()).logits[:, -1]
         self._lengths = [length + 1 for length in self._lengths]
+        self._positions = [position + 1 for position in self._positions]
         return logits
 
     def leave(self, row: int) -> None:
         """Forget row number `row`; the rows after it move up."""
-        del self._lengths[row]
+        del self._lengths[row], self._positions[row]
         if self._apart is not None:
             del self._apart[row]
         elif not self._lengths:
@@ -73,6 +84,19 @@ class Batch:
             longest = max(self._lengths)
             layers = layers_of(self._cache)
             self._cache = cache_of([(k[stay, :, -longest:], v[stay, :, -longest:]) for k, v in layers])
+
+    def _read(self, ids: Sequence[int], known: int) -> dict[str, Tensor]:
+        """What the model is given of a prompt of text of which it remembers the first `known` tokens."""
+        positions = list(range(known, len(ids)))
+        return {"input_ids": self._tensor([ids[known:]]), "position_ids": self._tensor([positions])}
+
+    def _seen(self, ids: Sequence[int], images: Images) -> dict[str, Tensor]:
+        """What the model is given of a prompt with images; positions in time, height and width: (3, 1, tokens)."""
+        tokens, grid = self._tensor([ids]), images.grid.to(self._model.device)
+        kinds = (tokens == self._model.config.image_token_id).int()
+        positions, _ = self._model.model.get_rope_index(tokens, kinds, image_grid_thw=grid)
+        pixels = images.pixels.to(self._model.device)
+        return {"input_ids": tokens, "position_ids": positions, "pixel_values": pixels, "image_grid_thw": grid}
 
     def _pass(self, ids: Tensor, positions: Tensor, cache, mask: Tensor | None = None):
         return self._model(

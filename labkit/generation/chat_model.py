@@ -37,25 +37,29 @@ class ChatModel:
     """A tokenizer and the network that runs a causal model. Made by `load_chat_model`.
 
     `name` is the hub id or the model folder's name (never a path); `revision` is the hub commit, or the first 12 hex
-    digits of the sha256 of the local weights, so that two runs can be told apart.
+    digits of the sha256 of the local weights, so that two runs can be told apart. `vision` is None for a model that
+    reads text alone.
     """
 
     def __init__(
         self, name: str, revision: str, network: Network, tokenizer: PreTrainedTokenizerBase, backend_reason: str
     ):
         self.name, self.revision = name, revision
-        self.network, self.tokenizer = network, tokenizer
+        self.network, self.tokenizer, self.vision = network, tokenizer, getattr(network, "vision", None)
         self.backend, self.backend_reason = network.backend, backend_reason
         self.device, self.device_reason, self.dtype = network.device, network.device_reason, network.dtype
         self.context_length, self.parameter_count = network.context_length, network.parameter_count
 
     def prompt_ids(self, messages: Sequence[Message], **template: object) -> list[int]:
-        """The prompt's token ids, through the tokenizer's chat template or the plain one, given `template` (tools)."""
+        """The token ids of `prompt_text`."""
+        return self.text_ids(self.prompt_text(messages, **template))
+
+    def prompt_text(self, messages: Sequence[Message], **template: object) -> str:
+        """The prompt through the tokenizer's chat template or the plain one, given `template` (tools)."""
         plain = None if self.tokenizer.chat_template else PLAIN_TEMPLATE
-        text = self.tokenizer.apply_chat_template(
+        return self.tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=True, chat_template=plain, **template
         )
-        return self.text_ids(text)
 
     def text_ids(self, text: str) -> list[int]:
         """The token ids of `text` as it is, no special token added."""

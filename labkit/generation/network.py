@@ -5,16 +5,31 @@ what keeps it to a form is decided above (answer.py), and is therefore the same 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The images of one prompt as the network takes them, in the order of their placeholders.
+
+    `pixels` has shape (patches, numbers of a patch), `grid` (images, 3): patches in time, height and width.
+    """
+
+    pixels: Tensor
+    grid: Tensor
+
+
 class Rows(Protocol):
     """The sequences under way. Rows join and leave between any two tokens."""
 
-    def join(self, ids: Sequence[int]) -> Tensor:
-        """Add a row for the prompt `ids` as the last one, and return its next token's logits, shape (vocab,)."""
+    def join(self, ids: Sequence[int], images: Images | None = None) -> Tensor:
+        """Add a row for the prompt `ids` as the last one, and return its next token's logits, shape (vocab,).
+
+        Only a model that came with a `Vision` is given images; the rows of other backends need not take them.
+        """
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Give each row its token, in order, and return the logits of what comes next, shape (rows, vocab)."""
@@ -24,7 +39,10 @@ class Rows(Protocol):
 
 
 class Network(Protocol):
-    """A loaded model. `end_ids` end an answer; `vocabulary` is the number of logits for a token."""
+    """A loaded model. `end_ids` end an answer; `vocabulary` is the number of logits for a token.
+
+    One that reads images has its `Vision` as `vision`.
+    """
 
     backend: str
     device: str

@@ -46,8 +46,9 @@ STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def create_app(chat_model: ChatModel, settings: ServerSettings) -> FastAPI:
-    """The service around `chat_model`. Limits that the model's context cannot hold are lowered to what it can."""
-    settings = replace(settings, limits=settings.limits.within(chat_model.context_length))
+    """The service around `chat_model`. Limits beyond what the model can do are lowered to it."""
+    limits = settings.limits.within(chat_model.context_length, chat_model.vision is not None)
+    settings = replace(settings, limits=limits)
     scheduler = Scheduler(chat_model, settings.limits.concurrency)
     maker = Maker(chat_model, settings, scheduler)
 

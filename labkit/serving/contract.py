@@ -54,12 +54,16 @@ class Refusal(HTTPException):
         return {"error": {"message": self.detail, "type": self.type, "param": self.param, "code": self.code}}
 
 
+MAY_BE_ZERO = ("queue", "requests_per_minute", "max_images")
+
+
 @dataclass(frozen=True)
 class Limits:
     """What the server enforces. Tokens are the served model's own; `request_seconds` counts waiting and generating.
 
     `concurrency` answers are made at once, `queue` more may wait; the next one is refused with 503. With
-    `requests_per_minute` a key that asks more often is refused with 429; 0 sets no such limit.
+    `requests_per_minute` a key that asks more often is refused with 429; 0 sets no such limit. A request has at most
+    `max_images` images of `max_image_pixels` each, whatever their size as files.
     """
 
     max_input_tokens: int = 1024
@@ -69,21 +73,24 @@ class Limits:
     concurrency: int = 4
     queue: int = 8
     requests_per_minute: int = 0
+    max_images: int = 4
+    max_image_pixels: int = 4096 * 4096
 
     def __post_init__(self):
         for limit in fields(self):
-            least = 0 if limit.name in ("queue", "requests_per_minute") else 1 if limit.type is int else 0.001
+            least = 0 if limit.name in MAY_BE_ZERO else 1 if limit.type is int else 0.001
             if not least <= getattr(self, limit.name) < float("inf"):
                 flag = limit.name.replace("_", "-")
                 raise LabError(f"the limit {limit.name} must be at least {least}", f"give another --{flag}")
 
-    def within(self, context_length: int) -> "Limits":
-        """These limits, lowered where the model's context (tokens) cannot hold them: the contract states the truth."""
+    def within(self, context_length: int, vision: bool = False) -> "Limits":
+        """These limits, lowered to what a model with that context (tokens) can do: the contract states the truth."""
         most = max(1, context_length - 1)
         return replace(
             self,
             max_input_tokens=min(self.max_input_tokens, most),
             max_output_tokens=min(self.max_output_tokens, most),
+            max_images=self.max_images if vision else 0,
         )
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from jinja2 import TemplateError
 
 from labkit.errors import LabError
-from labkit.generation import COLDEST, ChatModel, Constraint, Sampling, json_grammar
+from labkit.generation import COLDEST, ChatModel, Constraint, Images, Sampling, json_grammar
 from labkit.serving.answers import ChatDraft, Draft, FilteredDraft
 from labkit.serving.contract import Limits, Refusal
+from labkit.serving.images import read_images
 from labkit.serving.reasoning import reasoning_for_template, thinking_of
 from labkit.serving.scheduler import Wanted
 from labkit.serving.schema import ChatRequest, Decoding
@@ -20,7 +21,10 @@ from labkit.serving.tool_prompts import for_template, forced_schema, tools_for_t
 
 @dataclass(frozen=True)
 class Plan:
-    """A request in the scheduler's terms. `where` is the parameter that the prompts came from, for errors about it."""
+    """A request in the scheduler's terms. `where` is the parameter that the prompts came from, for errors about it.
+
+    `images` belong to the prompt of a chat.
+    """
 
     prompts: list[list[int]]
     where: str
@@ -28,6 +32,7 @@ class Plan:
     kept: str = ""
     draft: Callable[[int], Draft] = Draft
     samplings: Sequence[Sampling] = ()
+    images: Images | None = None
 
 
 class Planner:
@@ -49,7 +54,11 @@ class Planner:
         """The answers that the plan makes, `n` for each prompt with a seed each, and what becomes of their texts."""
         wanted = [
             Wanted(
-                ids, replace(sampling, seed=sampling.seed + at), plan.constraint and plan.constraint.fresh(), plan.kept
+                ids,
+                replace(sampling, seed=sampling.seed + at),
+                plan.constraint and plan.constraint.fresh(),
+                plan.kept,
+                plan.images,
             )
             for ids, sampling in zip(plan.prompts, plan.samplings, strict=True)
             for at in range(asked.n or 1)
@@ -65,7 +74,7 @@ class Planner:
             raise Refusal("unsupported_parameter", "the chat template of this model knows no tools", "tools")
         tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()]
         offered = tools if asked.tool_choice != "none" else []
-        ids = self._chat_ids(asked, style, offered)
+        ids, images = self._chat_ids(asked, style, offered)
         constraint, begun = self._form(asked, style, offered)
         thinking = "off" if constraint else thinking_of(template, self._model.tokenizer.decode(ids[-8:]))
         names, used = [tool["function"]["name"] for tool in offered], style if offered else None
@@ -75,14 +84,20 @@ class Planner:
             constraint,
             style.marker if used else "",
             lambda number: ChatDraft(number, thinking, used, names, begun),
+            images=images,
         )
 
-    def _chat_ids(self, asked: ChatRequest, style: ToolStyle | None, tools: list[dict]) -> list[int]:
+    def _chat_ids(
+        self, asked: ChatRequest, style: ToolStyle | None, tools: list[dict]
+    ) -> tuple[list[int], Images | None]:
+        images = read_images(asked.messages, self._model, self._limits)
         messages = [message.as_dict() for message in asked.messages]
         more = {"tools": tools_for_template(tools)} if tools else {}
         try:
             turned = for_template(reasoning_for_template(messages, self._model.tokenizer.chat_template), style)
-            return self._model.prompt_ids(turned, **more)
+            if not images:
+                return self._model.prompt_ids(turned, **more), None
+            return self._model.vision.prompt(self._model.prompt_text(turned, **more), images)
         except TemplateError as error:
             text = f"the model's chat template refuses these messages: {error}"
             raise Refusal("invalid_value", text, "messages") from None

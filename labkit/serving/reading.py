@@ -34,8 +34,12 @@ def read_request(kind: type[Asked], body: bytes, model: str, limits: Limits) -> 
 
 
 def _refusal(error: ValidationError) -> Refusal:
-    """The first problem that pydantic found, told without the values that were sent."""
-    problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    """The first of the deepest problems that pydantic found, told without the values that were sent.
+
+    Where a value may be of several types there is a problem with each; the deepest is with the one meant.
+    """
+    problems = error.errors(include_input=False, include_url=False, include_context=False)
+    problem = max(problems, key=lambda each: len(each["loc"]))
     kind = problem["type"]
     *path, last = problem["loc"] or ("",)
     path = [str(part) for part in path if part not in BRANCHES and "[" not in str(part)]

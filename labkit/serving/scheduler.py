@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from labkit.generation import Answer, ChatModel, Completion, Constraint, Sampling, TokenScore
+from labkit.generation import Answer, ChatModel, Completion, Constraint, Images, Sampling, TokenScore
 
 log = logging.getLogger("labkit.serving")
 
@@ -28,13 +28,14 @@ Item = Piece | Completion | Exception  # an order's last item is one of the latt
 
 @dataclass(frozen=True)
 class Wanted:
-    """One answer that a request asks for: the prompt's token ids, how to decode, what keeps it to a form, and a marker
-    that stays in the text although it may be a special token."""
+    """One answer that a request asks for: the prompt's token ids, how to decode, what keeps it to a form, a marker that
+    stays in the text although it may be a special token, and the images of the prompt."""
 
     ids: Sequence[int]
     sampling: Sampling
     constraint: Constraint | None = None
     kept: str = ""
+    images: Images | None = None
 
 
 @dataclass(eq=False)
@@ -145,7 +146,8 @@ class Scheduler:
         try:
             wanted = order.wanted
             answer = self._model.answer(wanted.ids, wanted.sampling, wanted.constraint, wanted.kept)
-            logits = self._batch.join(wanted.ids)
+            images = (wanted.images,) if wanted.images else ()
+            logits = self._batch.join(wanted.ids, *images)
         except BaseException as error:  # a panic in a library's Rust is no Exception
             _end(order, _told(error))
             return

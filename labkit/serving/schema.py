@@ -6,7 +6,7 @@ in OpenAI's API. /openapi.json is made from these models.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 ANY_OBJECT = {"type": "object"}  # what response_format json_object asks for
 MOST_TOP_LOGPROBS = 20
@@ -20,6 +20,31 @@ class Strict(BaseModel):
 class TextPart(Strict):
     type: Literal["text"]
     text: str
+
+
+class ImageUrl(Strict):
+    url: str = Field(description="a data URL: data:image/png;base64,... (png, jpeg, webp, gif); no other is fetched")
+    detail: Literal["auto", "low", "high"] | None = Field(None, description="auto; low and high are refused")
+
+
+class ImagePart(Strict):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+def _part_kind(part: object) -> str:
+    """Which part it is. Told apart by hand: pydantic's own tags would look like fields in the path to a problem."""
+    return f"[{part.get('type') if isinstance(part, dict) else getattr(part, 'type', '')}]"
+
+
+UNKNOWN_PART = {
+    "custom_error_type": "content_part",
+    "custom_error_message": "a part of a content has the type text or image_url",
+}
+Part = Annotated[
+    Annotated[TextPart, Tag("[text]")] | Annotated[ImagePart, Tag("[image_url]")],
+    Discriminator(_part_kind, **UNKNOWN_PART),
+]
 
 
 class FunctionCall(Strict):
@@ -37,7 +62,7 @@ class ChatMessage(Strict):
     """One turn of the conversation. `developer` is the newer name of `system` and is rendered as it."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | list[Part] | None = Field(None, description="text, or parts; images are parts of a user's message")
     reasoning_content: str | None = Field(None, description="of an assistant: as an earlier answer gave it")
     tool_calls: list[ToolCall] | None = Field(None, description="of an assistant: as an earlier answer gave them")
     tool_call_id: str | None = Field(None, description="of a tool: the call that it answers")
@@ -50,17 +75,27 @@ class ChatMessage(Strict):
             raise ValueError("tool_call_id belongs to the role tool, which cannot be without")
         if self.content is None and not self.tool_calls:
             raise ValueError("content is missing")
+        if self.role != "user" and self.has_images:
+            raise ValueError("image parts belong to the role user")
         return self
 
     @property
-    def text(self) -> str:
-        parts = self.content if isinstance(self.content, list) else []
-        return "".join(part.text for part in parts) if parts else self.content or ""
+    def has_images(self) -> bool:
+        return isinstance(self.content, list) and any(isinstance(part, ImagePart) for part in self.content)
+
+    @property
+    def shown(self) -> str | list[dict]:
+        """The content as chat templates take it: one text, or with images its parts."""
+        if not isinstance(self.content, list):
+            return self.content or ""
+        if not self.has_images:
+            return "".join(part.text for part in self.content)
+        return [part.model_dump() if isinstance(part, TextPart) else {"type": "image"} for part in self.content]
 
     def as_dict(self) -> dict:
         """The message as chat templates take it."""
         more = self.model_dump(include={"reasoning_content", "tool_calls", "tool_call_id"}, exclude_none=True)
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.text, **more}
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.shown, **more}
 
 
 class StreamOptions(Strict):
@@ -160,7 +195,10 @@ class ChatRequest(Decoding):
     """The body of POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(
-        min_length=1, description="required; objects with role (system, developer, user, assistant, tool) and content"
+        min_length=1,
+        description="required; objects with role (system, developer, user, assistant, tool) and content: a text, or a "
+        "list of parts {type: text, text} and, from a user to a model with vision, {type: image_url, image_url: {url: "
+        "a data URL}}",
     )
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1, description="the newer name of max_tokens")
     logprobs: bool | None = Field(None, description="true: the log-probability of each token")
