@@ -6,11 +6,11 @@ import time
 
 import httpx
 import torch
-import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from labkit.serving.app import create_app
+from labkit.serving.connections import Server
 from labkit.serving.contract import ERRORS, Limits, ServerSettings
 from labkit.serving.process import free_port
 
@@ -56,8 +56,7 @@ def make_tiny_model(folder):
 def live(model, limits=SMALL, drain=None, **settings):
     """A real uvicorn server around `model` in a thread of this process: its base URL."""
     settings = ServerSettings(port=free_port(), limits=limits, **settings)
-    app, quiet = create_app(model, settings), {"log_level": "critical"}
-    server = uvicorn.Server(uvicorn.Config(app, port=settings.port, timeout_graceful_shutdown=drain, **quiet))
+    server = Server(create_app(model, settings), drain, port=settings.port, log_level="critical")
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
