@@ -24,7 +24,7 @@ from labkit.errors import LabError
 from labkit.evidence import json_text, read_json, utc_now, write_atomically
 from labkit.layout import STATE
 from labkit.serving.contract import ServerSettings
-from labkit.serving.proof import shutdown_proof
+from labkit.serving.proof import check_proof_options, shutdown_proof
 
 DRAIN_SECONDS = 5  # what answers under way get to finish in after Ctrl+C or SIGTERM
 NO_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate memory|not enough memory|unable to mmap", re.I)
@@ -215,6 +215,7 @@ def serve(settings: ServerSettings, key_file: str = "", proof: Path | None = Non
     and later when the model cannot be loaded or the proof not be written.
     """
     settings = with_keys(settings, key_file)
+    check_proof_options(proof, hourly_usd)
     listener = claim_port(settings.host, settings.port)
     from labkit.serving.connections import Server
     from labkit.serving.entrance import Entrance

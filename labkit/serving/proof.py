@@ -4,8 +4,12 @@ A process can prove that it finished its answers and closed its port, and not th
 is there afterwards, `labkit stop` or the parent of an engine.
 """
 
+import math
+import os
 from datetime import datetime
+from pathlib import Path
 
+from labkit.errors import LabError
 from labkit.evidence import utc_now
 
 NOT_PROVABLE = "not provable by the process itself"
@@ -44,4 +48,15 @@ def shutdown_proof(
 
 
 def cost(seconds: float, hourly_usd: float) -> dict:
+    """Raises LabError for a price that is none."""
+    if not 0 <= hourly_usd < math.inf:
+        raise LabError(f"{hourly_usd} is not a price for an hour", "give --hourly a number of US dollars")
     return {"hourly_usd": hourly_usd, "cost_usd": round(hourly_usd * seconds / 3600, 4)}
+
+
+def check_proof_options(file: Path | None, hourly_usd: float) -> None:
+    """Raises LabError, at the start and not at the end, for a price that is none and a file that cannot be written."""
+    cost(0, hourly_usd)
+    if file and (file.is_dir() or not os.access(file.absolute().parent, os.W_OK)):
+        what = f"the proof {file.name} cannot be written there"
+        raise LabError(what, "give --proof a file in a folder that exists and that you may write to")

@@ -34,6 +34,7 @@ from labkit.serving.process import (
     state_file,
     with_keys,
 )
+from labkit.serving.proof import check_proof_options
 from labkit.serving.shutdown import stop_server
 
 SERVER_MODULE = "labkit.serving"
@@ -133,6 +134,7 @@ def serve_engine(
     After a signal it leaves the proof that the engine's process is gone; `proof` is a second place for it.
     Raises LabError with the engine's last words when it ends by itself.
     """
+    check_proof_options(proof, hourly_usd)
     signals = _passed_on(signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None))
     with signals, contextlib.suppress(KeyboardInterrupt), start_engine(launch, timeout=timeout) as handle:
         print(f"serving {handle.model} with {launch.engine.name} at {handle.base_url}  (Ctrl+C stops it)")

@@ -18,7 +18,7 @@ from labkit.serving.process import (
     running_server,
     state_file,
 )
-from labkit.serving.proof import cost, shutdown_proof
+from labkit.serving.proof import check_proof_options, cost, shutdown_proof
 
 EXIT_SECONDS = 60  # what Python may take to exit on a busy machine after the server has finished cleanly
 TRAFFIC = ("requests_served", "answers_drained", "answers_cut")  # what only the server itself knows
@@ -35,6 +35,7 @@ def stop_server(port: int, hourly_usd: float = 0.0, grace: float = 10) -> dict:
     ended by a signal already, the proof that it left is completed.
     Raises LabError when no labkit server is known on that port, or it belongs to somebody else.
     """
+    check_proof_options(None, hourly_usd)
     server = running_server(port)
     process = server.process() if server else None
     if process is None:
