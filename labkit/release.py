@@ -156,7 +156,8 @@ def shutdown_gate(pack: Pack) -> list[Gate]:
         return [Gate("shutdown path", threshold, f"`{command}`, not tried yet", NOT_CLAIMED, CONTRACT)]
     held = read_json(proof)
     gone = held.get("process_gone") is True and held.get("port_closed") is True
-    measured = f"`{command}`: process {'gone' if gone else 'or port still there'} after {held.get('signal')}"
+    found = "gone" if gone else "or port still there, or not proven gone"
+    measured = f"`{command}`: process {found} after {held.get('signal')}"
     return [Gate("shutdown path", threshold, measured, PASS if gone else FAIL, proof.name)]
 
 

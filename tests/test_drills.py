@@ -157,12 +157,14 @@ def test_of_overlapping_requests_one_is_answered_and_the_others_are_told_when_to
     assert observed["message"] != "none"
 
 
-def test_a_client_that_does_not_read_keeps_nobody_from_being_answered(record):
+def test_a_client_that_does_not_read_keeps_nobody_from_being_answered_and_is_cut_off(record):
     observed = record("slow_client")["observed"]
     assert observed["statuses_of_others"].count(200) == 3
     assert set(observed["statuses_of_others"]) <= {200, 503}
+    assert observed["connection_ended"] is True
+    assert observed["seconds_unread"] > answering.UNREAD.request_seconds - 1
     assert observed["bytes_read_later"] > 0
-    assert observed["seconds_unread"] > 0
+    assert observed["stream_ended"] != "data: [DONE]"
 
 
 def test_a_killed_server_breaks_the_stream_and_labkit_stop_says_so(record):

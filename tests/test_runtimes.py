@@ -325,7 +325,8 @@ def _cell(value):
 def test_the_foreground_ends_with_the_engine(toy, tmp_path, capsys, number):
     port, pack = free_port(), tmp_path / "pack"
     url = f"http://127.0.0.1:{port}"
-    with foreground(toy, tmp_path / "t.csv", "--runtime", "toy", "--model", "toy-model", "--port", port) as server:
+    words = ("--runtime", "toy", "--model", "toy-model", "--port", port, "--proof", tmp_path / "copy.json")
+    with foreground(toy, tmp_path / "t.csv", *words, "--hourly", "3600") as server:
         try:
             assert server.stdout.readline() == f"serving toy-model with Toy at {url}  (Ctrl+C stops it)\n"
             health = httpx.get(f"{url}/ready").json()
@@ -345,6 +346,14 @@ def test_the_foreground_ends_with_the_engine(toy, tmp_path, capsys, number):
             assert "stopped" in server.stderr.read()
         finally:
             server.kill()
+    if number is not None:
+        left = read_json(tmp_path / "copy.json")
+        assert (left["pid"], left["signal"], left["received"]) == (health["pid"], "SIGTERM", number.name)
+        assert left["process_gone"] is left["port_closed"] is True
+        assert left["cost_usd"] == left["seconds"]
+        labkit(capsys, "stop", "--port", port, "--out", pack, code=0)
+        assert read_json(pack / "shutdown_proof.json")["received"] == number.name
+    assert not process.proof_file(port).exists()
     assert not psutil.pid_exists(health["pid"])
     assert not psutil.pid_exists(health["child"])
     assert not process.state_file(port).exists()

@@ -7,18 +7,24 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import psutil
 import pytest
-from tiny_server import LONG, chat, live, refused, until
+from test_runtimes import labkit
+from tiny_server import HELLO, LONG, chat, live, refused, until
 
 from labkit import endpoint
 from labkit.errors import LabError
+from labkit.evidence import Pack
 from labkit.layout import ROOT, without_paths
 from labkit.serving import contract, process, runtimes, shutdown, smoke
 from labkit.serving.contract import Refusal, ServerSettings
 from labkit.serving.process import free_port
+from labkit.serving.proof import shutdown_proof
+from labkit.verification import Verdict, verify
 
 
 def test_an_open_address_without_a_key_is_refused(monkeypatch):
@@ -139,6 +145,7 @@ def test_stopping_drains_and_proves_it(tiny_model_folder, tmp_path, monkeypatch)
     assert proof["process_gone"] is proof["port_closed"] is True
     assert (proof["pid"], proof["port"], proof["signal"]) == (handle.pid, port, "SIGTERM")
     assert proof["cost_usd"] == proof["seconds"] >= 1
+    assert (proof["requests_served"], proof["answers_drained"], proof["answers_cut"]) == (1, 1, 0)
     assert proof["gpu_memory"] == "not visible" or proof["gpu_memory"].endswith("MiB freed")
     assert handle.process.returncode == 0
     assert not process.state_file(port).exists()
@@ -164,14 +171,108 @@ def test_a_server_that_does_not_listen_is_killed_by_a_process_that_is_not_its_pa
         assert (proof["signal"], proof["process_gone"], proof["port_closed"]) == ("SIGKILL", True, True)
 
 
+@pytest.fixture(scope="module")
+def two_servers(tiny_model_folder, tmp_path_factory):
+    """Two server processes, whose starts wait for torch together."""
+    folder = tmp_path_factory.mktemp("signalled")
+    where = {"port": free_port(), "log": folder / "1.log"}, {"port": free_port(), "log": folder / "2.log"}
+
+    def start(place):
+        return runtimes.start_server(str(tiny_model_folder), device="cpu", limits=LONG, **place)
+
+    with ThreadPoolExecutor(2) as two:
+        handles = list(two.map(start, where))
+    with handles[0], handles[1]:
+        yield handles
+
+
+LONGEST = {"max_tokens": 3000, "logprobs": True, "top_logprobs": 20}
+
+
+def left(port):
+    return json.loads(process.proof_file(port).read_text())
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
-def test_ctrl_c_leaves_nothing_behind(tiny_model_folder, tmp_path):
-    port = free_port()
-    with runtimes.start_server(str(tiny_model_folder), port=port, device="cpu", log=tmp_path / "log") as handle:
-        handle.process.send_signal(signal.SIGINT)
-        assert handle.process.wait(15) == 0
+def test_ctrl_c_drains_and_leaves_a_proof_that_labkit_stop_completes(two_servers, capsys, tmp_path):
+    server, port = two_servers[0], two_servers[0].port
+    body = {"messages": HELLO, "max_tokens": 100, "stream": True}
+    with httpx.stream("POST", f"{server.base_url}/v1/chat/completions", json=body, timeout=60) as stream:
+        lines = stream.iter_lines()
+        said = [next(lines)]
+        server.process.send_signal(signal.SIGINT)
+        said += lines
+    assert [line for line in said if line][-1] == "data: [DONE]"
+    assert server.process.wait(60) == 0
     assert not process.state_file(port).exists()
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert "Traceback" not in server.log.read_text()
+    proof = left(port)
+    assert (proof["signal"], proof["pid"], proof["port_closed"]) == ("SIGINT", server.pid, True)
+    assert (proof["requests_served"], proof["answers_drained"], proof["answers_cut"]) == (1, 1, 0)
+    assert proof["process_gone"] == proof["gpu_memory"] == "not provable by the process itself"
+    assert proof["cost_usd"] == proof["hourly_usd"] == 0
+    pack = Pack(tmp_path / "local_cpu", "local_cpu")
+    pack.write_json("shutdown_proof.json", proof, "13.4")
+    found = next(f for f in verify(pack.folder).artifacts if f.name == "shutdown_proof.json")
+    assert (found.verdict, f"labkit stop --port {port}" in found.detail) == (Verdict.NOT_YET, True)
+    labkit(capsys, "stop", "--port", port, "--hourly", "3600", "--out", pack.folder, code=0)
+    completed = json.loads(pack.path("shutdown_proof.json").read_text())
+    assert completed["process_gone"] is completed["port_closed"] is True
+    assert completed["cost_usd"] == completed["seconds"] == proof["seconds"]
+    assert completed["answers_drained"] == 1
+    found = next(f for f in verify(pack.folder).artifacts if f.name == "shutdown_proof.json")
+    assert found.verdict is Verdict.SUPPORTED
+    with pytest.raises(LabError, match="no labkit server is known"):
+        shutdown.stop_server(port)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process at once")
+def test_answers_that_outlast_the_drain_are_cut_told_so_and_counted(two_servers):
+    server, port = two_servers[1], two_servers[1].port
+    with ThreadPoolExecutor(2) as pool:
+        stream = pool.submit(chat, server.base_url, stream=True, **LONGEST)
+        until(lambda: httpx.get(f"{server.base_url}/health").json()["running"] == 1)
+        whole = pool.submit(chat, server.base_url, **LONGEST)
+        until(lambda: httpx.get(f"{server.base_url}/health").json()["waiting"] == 1)
+        asked_at = time.monotonic()
+        server.process.terminate()
+        assert server.process.wait(60) == 0
+    assert time.monotonic() - asked_at > process.DRAIN_SECONDS - 1
+    assert refused(whole.result(), 503, "server_busy")
+    drained = "data: [DONE]" in stream.result().text
+    if not drained:
+        [said] = [line for line in stream.result().text.splitlines() if '"error"' in line]
+        assert json.loads(said.removeprefix("data: "))["error"]["message"] == "the server is shutting down"
+    proof = left(port)
+    assert (proof["signal"], proof["port_closed"]) == ("SIGTERM", True)
+    assert (proof["answers_drained"], proof["answers_cut"]) == ((1, 1) if drained else (0, 2))
+    assert "Traceback" not in server.log.read_text()
+    assert shutdown.stop_server(port)["process_gone"] is True
+
+
+def test_a_proof_that_cannot_be_written_or_paid_is_named_before_anything_starts_or_ends(tmp_path):
+    for words in ({"proof": tmp_path}, {"proof": tmp_path / "none" / "proof.json"}):
+        with pytest.raises(LabError, match="cannot be written there"):
+            process.serve(ServerSettings(model="never-loaded/x", port=free_port()), **words)
+    for price in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(LabError, match="is not a price"):
+            process.serve(ServerSettings(model="never-loaded/x", port=free_port()), hourly_usd=price)
+        with pytest.raises(LabError, match="is not a price"):
+            shutdown.stop_server(free_port(), price)
+
+
+def test_a_proof_is_not_completed_while_the_process_is_there(monkeypatch, tmp_path):
+    monkeypatch.setattr(process, "STATE", tmp_path)
+    monkeypatch.setattr(shutdown, "EXIT_SECONDS", 0.1)
+    mine = psutil.Process()
+    facts = {"pid": mine.pid, "model": "m", "started": "2026-01-05T10:00:00+00:00", "create_time": mine.create_time()}
+    process.leave_proof(shutdown_proof(port=9, signal="SIGINT", port_closed=True, **facts), tmp_path / "copy.json")
+    with pytest.raises(LabError, match=f"its process {mine.pid} is still there"):
+        shutdown.stop_server(9)
+    assert (tmp_path / "copy.json").read_text() == process.proof_file(9).read_text()
+    process.proof_file(9).write_text("{")
+    with pytest.raises(LabError, match="not readable JSON"):
+        shutdown.stop_server(9)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")

@@ -6,7 +6,6 @@ import time
 
 import httpx
 import torch
-import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
@@ -18,6 +17,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from labkit.serving.app import create_app
+from labkit.serving.connections import Server
 from labkit.serving.contract import ERRORS, Limits, ServerSettings
 from labkit.serving.process import free_port
 
@@ -107,8 +107,7 @@ def make_tiny_vision_model(folder, **text):
 def live(model, limits=SMALL, drain=None, **settings):
     """A real uvicorn server around `model` in a thread of this process: its base URL."""
     settings = ServerSettings(port=free_port(), limits=limits, **settings)
-    app, quiet = create_app(model, settings), {"log_level": "critical"}
-    server = uvicorn.Server(uvicorn.Config(app, port=settings.port, timeout_graceful_shutdown=drain, **quiet))
+    server = Server(create_app(model, settings), drain, port=settings.port, log_level="critical")
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -1,6 +1,7 @@
 """Commands around a running server: serve, runtimes, smoke, bench, conform, drill, release, stop."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,7 +22,8 @@ from labkit.cli.app import (
 from labkit.errors import LabError
 
 ENGINE_OPTIONS = ("runtime", "max_model_len", "memory_share", "dry_run")
-ANY_OPTIONS = ("model", "host", "port")
+ANY_OPTIONS = ("model", "host", "port", "proof", "hourly")
+HourlyOption = Annotated[float, typer.Option(help="what the machine costs an hour, in US dollars")]
 AskedModelOption = Annotated[
     str | None, typer.Option("--model", help="model to ask for (default: the one labkit started there, else the first)")
 ]
@@ -52,6 +54,10 @@ def serve(
     api_key_file: Annotated[str, typer.Option(help="a file with one key on each line, beside LABKIT_API_KEY")] = "",
     log_prompts: Annotated[bool, typer.Option(help="write prompts into the log")] = False,
     output_filter: Annotated[str, typer.Option(help="keep in answers where this regular expression is found")] = "",
+    proof: Annotated[
+        Path | None, typer.Option(help="a second place for the proof of its end, beside .labkit/shutdown-PORT.json")
+    ] = None,
+    hourly: HourlyOption = 0.0,
     runtime: Annotated[str, typer.Option(help="another engine; `labkit runtimes` lists them")] = "labkit",
     max_model_len: Annotated[int | None, typer.Option(help="engine: longest prompt plus answer, in tokens")] = None,
     memory_share: Annotated[float | None, typer.Option(help="engine: part of the memory it may take, 0 to 1")] = None,
@@ -61,7 +67,8 @@ def serve(
     given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
     _check_options(runtime, given)
     if runtime != "labkit":
-        _serve_engine(runtime, dry_run, model, host, port if "port" in given else None, max_model_len, memory_share)
+        port = port if "port" in given else None
+        _serve_engine(runtime, dry_run, proof, hourly, model, host, port, max_model_len, memory_share)
         return
     from labkit.serving.contract import Limits, ServerSettings
     from labkit.serving.process import serve as run_server
@@ -79,7 +86,7 @@ def serve(
     )
     how = {"log_prompts": log_prompts, "output_filter": output_filter, "backend": backend, "dtype": dtype}
     settings = ServerSettings(model, host, port, device, limits, **how)
-    run_server(settings, api_key_file)
+    run_server(settings, api_key_file, proof, hourly)
 
 
 def _check_options(runtime: str, given: set[str]) -> None:
@@ -92,7 +99,7 @@ def _check_options(runtime: str, given: set[str]) -> None:
         raise LabError(what, "leave it out, or see `labkit runtimes`")
 
 
-def _serve_engine(runtime: str, dry_run: bool, *settings) -> None:
+def _serve_engine(runtime: str, dry_run: bool, proof: Path | None, hourly: float, *settings) -> None:
     from labkit.serving.engines import EngineSettings, find_engine, plan_launch
 
     launch = plan_launch(find_engine(runtime), EngineSettings(*settings))
@@ -101,7 +108,7 @@ def _serve_engine(runtime: str, dry_run: bool, *settings) -> None:
         return
     from labkit.serving.runtimes import serve_engine
 
-    serve_engine(launch)
+    serve_engine(launch, proof=proof, hourly_usd=hourly)
 
 
 @app.command()
@@ -261,11 +268,11 @@ def release(
 @app.command()
 def stop(
     port: PortOption = 8000,
-    hourly: Annotated[float, typer.Option(help="what the machine costs an hour, in US dollars")] = 0.0,
+    hourly: HourlyOption = 0.0,
     out: OutOption = None,
     route: RouteOption = None,
 ) -> None:
-    """Stop the server on a port, wait until the port is closed, and write shutdown_proof.json."""
+    """Stop the server on a port, or complete the proof that it left, and write shutdown_proof.json."""
     from labkit.serving.shutdown import stop_server
 
     pack = open_pack(out, route)  # before the stop: a pack of another route must not cost the proof

@@ -7,7 +7,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from http.client import HTTPException, HTTPResponse
+
+import psutil
 
 from labkit.drills.record import Answer, Drill, NotPossibleHere
 from labkit.drills.site import CHAT, HOST, LIMITS, LONG_ANSWER, Site, not_provoked, told
@@ -19,6 +22,8 @@ from labkit.serving.process import RunningServer, running_server, state_file
 CLIENTS = 4
 ATTEMPTS = 3  # a small model may have finished before its clients overlap, or before it is killed
 SMALL_BUFFER = 2048  # bytes that the slow client's system keeps for it; the smallest that Linux grants is near this
+LARGE = {"logprobs": True, "top_logprobs": 20}  # so many bytes for a token that the buffers fill
+UNREAD = replace(LIMITS, request_seconds=6.0)  # what a client that does not read may take
 PATIENCE = 60.0  # seconds until other clients must have been answered
 READ_ON = 5.0  # seconds without a byte; a window that was shut so long may open again only after a minute (TCP)
 
@@ -76,34 +81,51 @@ def _wait_as_told(refused: Answer) -> float:
 
 
 def slow_client(site: Site) -> Drill:
-    """A client stops reading its stream; the others must be answered all the same."""
-    site.server()
-    with closing(site.connect(SMALL_BUFFER)) as connection:
-        started = time.perf_counter()
-        stream = site.open_stream(connection)
-        first = stream.readline()
-        others = _others(site, started)
-        silent = round(time.perf_counter() - started, 2)
-        if connection.sock is not None:
-            connection.sock.settimeout(READ_ON)
-        rest, end = _read_on(stream)
+    """A client stops reading its stream; others are answered, and when the request's time is over it is cut off."""
+    server, seconds = site.server(UNREAD), UNREAD.request_seconds
+    for _ in range(ATTEMPTS):
+        with closing(site.connect(SMALL_BUFFER)) as connection:
+            started, sock = time.perf_counter(), connection.sock
+            stream = site.open_stream(connection, **LARGE)
+            first, others = stream.readline(), _others(site, started)
+            ended = _is_cut_off(server.pid, sock.getsockname(), started + 2 * seconds + PATIENCE)
+            silent = round(time.perf_counter() - started, 2)
+            sock.settimeout(READ_ON)
+            rest, end = _read_on(stream)
+        if not end.startswith("data:"):
+            break
+    else:
+        raise not_provoked("each answer had ended already")
     answered = site.ask()
     statuses = [answer.status for answer in others]
     good = [answer for answer in others if answer.status == 200]
     return Drill(
-        provoked=f"POST {CHAT} with stream: true, of which the client read {len(first)} bytes and then none",
+        provoked=f"POST {CHAT} with stream: true, of which the client read {len(first)} bytes and then none; "
+        f"request_seconds {seconds:g}",
         observed={
             "statuses_of_others": statuses,
             "latencies_of_others_ms": [answer.latency_ms for answer in others],
             "seconds_unread": silent,
+            "connection_ended": ended,
             "bytes_read_later": len(rest),
             "stream_ended": end,
         },
-        detected=f"one stream stayed unread for {silent:g} s; other clients got {statuses}",
-        recovered=f"the client read on, {len(rest)} bytes, to the end ({end}), and went",
-        recovered_ok=len(good) >= CLIENTS - 1 and answered.status == 200,
+        detected=f"after {silent:g} s unread the server {'gave it up' if ended else 'still held it'}; "
+        f"other clients got {statuses}",
+        recovered=f"by the server itself; the client found {len(rest)} bytes more, and its stream broken off ({end})",
+        recovered_ok=ended and len(good) >= CLIENTS - 1 and answered.status == 200,
         answered=answered,
     )
+
+
+def _is_cut_off(pid: int, client: tuple[str, int], deadline: float) -> bool:
+    """Whether the server's process has given up its connection to `client` before `deadline` (perf_counter)."""
+    server = psutil.Process(pid)
+    while time.perf_counter() < deadline:
+        if all(connection.raddr != client for connection in server.net_connections("tcp")):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _others(site: Site, started: float) -> list[Answer]:

@@ -54,6 +54,7 @@ class Site:
         self.key = secrets.token_urlsafe(24)
         self.start_seconds = 0.0  # of the last start
         self._server: ServerHandle | None = None
+        self._limits = LIMITS
         self._running = contextlib.ExitStack()
 
     def __enter__(self) -> "Site":
@@ -66,11 +67,16 @@ class Site:
     def model_name(self) -> str:
         return Path(self.model).name
 
-    def server(self) -> ServerHandle:
-        """The running server; one is started where none runs. Raises LabError with the server's own reason."""
+    def server(self, limits: Limits | None = None) -> ServerHandle:
+        """The running server; one is started where none runs, and another where `limits` are named and are not its own.
+
+        Raises LabError with the server's own reason.
+        """
+        if limits and limits != self._limits:
+            self._running.close()
         if self._server is None or self._server.process.poll() is not None:
-            started = time.perf_counter()
-            handle = start_server(self.model, HOST, self.port, self.device, LIMITS, api_key=self.key)
+            started, self._limits = time.perf_counter(), limits or LIMITS
+            handle = start_server(self.model, HOST, self.port, self.device, self._limits, api_key=self.key)
             self._server, self.start_seconds = self._running.enter_context(handle), time.perf_counter() - started
         return self._server
 
@@ -116,10 +122,10 @@ class Site:
         asked = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8, **body}
         connection.request("POST", CHAT, json.dumps(asked), headers)
 
-    def open_stream(self, connection: HTTPConnection) -> HTTPResponse:
+    def open_stream(self, connection: HTTPConnection, **body) -> HTTPResponse:
         """The beginning of a long streamed answer. Raises LabError when the server does not give one."""
         try:
-            self.send(connection, stream=True, **LONG_ANSWER)
+            self.send(connection, stream=True, **LONG_ANSWER, **body)
             stream = connection.getresponse()
         except (OSError, HTTPException) as error:
             raise not_provoked(f"no stream began: {told(error)}") from None

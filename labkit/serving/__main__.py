@@ -3,6 +3,7 @@
 import argparse
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 from labkit.errors import LabError
 from labkit.serving.contract import Limits, ServerSettings
@@ -17,12 +18,15 @@ def main() -> int:
     parser.add_argument("--device", default=ServerSettings.device)
     parser.add_argument("--backend", default=ServerSettings.backend)
     parser.add_argument("--dtype", default=ServerSettings.dtype)
+    parser.add_argument("--proof", type=Path)
+    parser.add_argument("--hourly", type=float, default=0.0)
     for limit in fields(Limits):
         parser.add_argument(f"--{limit.name.replace('_', '-')}", type=limit.type, default=limit.default)
     values = vars(parser.parse_args())
     try:
         limits = Limits(**{limit.name: values.pop(limit.name) for limit in fields(Limits)})
-        serve(ServerSettings(**values, limits=limits))
+        proof, hourly_usd = values.pop("proof"), values.pop("hourly")
+        serve(ServerSettings(**values, limits=limits), proof=proof, hourly_usd=hourly_usd)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -184,7 +184,7 @@ class Reply:
                     yield self._event(choice)
         except Exception as error:
             refusal = error if isinstance(error, Refusal) else failure(error)
-            yield f"data: {json.dumps(refusal.body())}\n\n"
+            yield error_event(refusal)
             return
         if self._include_usage:
             yield self._event(None, usage=self.usage.body())
@@ -204,6 +204,10 @@ class Reply:
         more = {"usage": usage} if self._include_usage else {}
         body = {"id": self.id, "object": self._form.chunk_kind, **self._head, "choices": [choice] if choice else []}
         return f"data: {json.dumps(body | more)}\n\n"
+
+
+def error_event(refusal: Refusal) -> str:
+    return f"data: {json.dumps(refusal.body())}\n\n"
 
 
 class ChatForm:

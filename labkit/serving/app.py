@@ -20,9 +20,19 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from labkit.generation import ChatModel
-from labkit.serving.answers import ChatForm, Form, Reply, TextForm
+from labkit.serving.answers import ChatForm, Form, Reply, TextForm, error_event
 from labkit.serving.contract import Refusal, ServerSettings, contract_document
-from labkit.serving.gate import OPEN_PATHS, RECORD, Gate, Metrics, Record, internal
+from labkit.serving.gate import (
+    DEADLINE,
+    OPEN_PATHS,
+    RECORD,
+    Gate,
+    Metrics,
+    Record,
+    disconnected,
+    going_down,
+    internal,
+)
 from labkit.serving.jobs import LATE, Admission, Job
 from labkit.serving.plan import Planner
 from labkit.serving.reading import read_request
@@ -139,11 +149,11 @@ def _add_answers(app: FastAPI, maker: "Maker") -> None:
                 raise Refusal("unsupported_media_type", "send the body with the header Content-Type: application/json")
             try:
                 asked = read_request(kind, await request.body(), app.state.model.name, maker.limits)
-                return await _unless_gone(request, maker.response(asked, form, request.scope[RECORD]))
+                return await _unless_gone(request, maker.response(asked, form, request.scope))
             except HTTPException:
                 raise
-            except asyncio.CancelledError:  # uvicorn does this to answers that outlast its drain
-                raise Refusal("server_busy", "the server is shutting down") from None
+            except asyncio.CancelledError:
+                raise going_down(request.scope[RECORD]) from None
             except Exception as error:
                 raise internal(error) from None
 
@@ -168,9 +178,8 @@ class Maker:
     def close(self) -> None:
         self._readers.shutdown(wait=False, cancel_futures=True)
 
-    async def response(self, asked: Decoding, form: Form, record: Record) -> Response:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.limits.request_seconds
+    async def response(self, asked: Decoding, form: Form, scope: Scope) -> Response:
+        loop, record, deadline = asyncio.get_running_loop(), scope[RECORD], scope[DEADLINE]
         try:
             async with asyncio.timeout_at(deadline):
                 plan = await loop.run_in_executor(self._readers, self._planner.plan, asked)
@@ -210,7 +219,7 @@ def _note(reply: Reply, record: Record) -> None:
 async def _unless_gone(request: Request, answering) -> Response:
     """The answer, or an empty response as soon as the client has left; then `answering` is cancelled, slot and all."""
     work = asyncio.ensure_future(answering)
-    gone = asyncio.ensure_future(_disconnected(request))
+    gone = asyncio.ensure_future(disconnected(request.receive))
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         return await work if work.done() else Response(status_code=499)
@@ -219,13 +228,9 @@ async def _unless_gone(request: Request, answering) -> Response:
         gone.cancel()
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        continue
-
-
 class EventStream(StreamingResponse):
-    """A streaming response that stops its job however it ends: sent to the end, client gone, or server going down."""
+    """A streaming response that stops its job however it ends: sent to the end, client gone or not reading, or server
+    going down, of which the client is told."""
 
     def __init__(self, job: Job, events: AsyncGenerator[str]):
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -234,6 +239,11 @@ class EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:
+            refusal = going_down(scope[RECORD])
+            if not scope[RECORD].status:
+                raise refusal from None
+            await send({"type": "http.response.body", "body": error_event(refusal).encode()})
         finally:
             self._job.cancel()
             await self._events.aclose()  # now, so that the request's line of log has its tokens

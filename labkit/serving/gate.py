@@ -30,11 +30,17 @@ OPEN_PATHS = ("/health", "/livez")
 ANSWERS = ("/v1/chat/completions", "/v1/completions")
 DRAIN_BYTES = 64 * 2**20  # of a body that is too large, read and dropped so that the client can hear the refusal
 RECORD = "labkit.record"  # where a route finds its request's Record in the scope
+DEADLINE = "labkit.deadline"  # and until when (the event loop's time) it must be answered and the answer taken
+CONNECTION = "labkit.connection"  # where the scope's state may have the client's Connection (connections.py)
+UNREAD, SHUTDOWN = "unread", "shutdown"  # why an answer was cut off
 
 
 @dataclass
 class Record:
-    """What the log says of a request. Token counts and times stay 0 where nothing was generated."""
+    """What the log says of a request. Token counts and times stay 0 where nothing was generated.
+
+    `cut` is why the server broke the answer off: UNREAD or SHUTDOWN.
+    """
 
     request_id: str
     client: str
@@ -47,14 +53,32 @@ class Record:
     finish_reasons: tuple[str, ...] = ()
     first_token_seconds: float = 0.0
     seconds: float = 0.0
+    cut: str | None = None
     prompt: str | None = None
+
+
+@dataclass
+class Traffic:
+    """Requests for an answer: how many got theirs, and from how many the end of the server took it."""
+
+    answered: int = 0
+    cut: int = 0
+
+    def add(self, record: Record, whole: bool) -> None:
+        if record.path in ANSWERS:
+            self.answered += whole and record.status == 200 and record.cut is None
+            self.cut += record.cut == SHUTDOWN
+
+
+class Unread(Exception):
+    """The client did not take its answer within the time that the contract gives a request."""
 
 
 class Metrics:
     """What /metrics tells a Prometheus server, in a registry of this app's own."""
 
     def __init__(self, scheduler: Scheduler):
-        self.registry = CollectorRegistry()
+        self.registry, self.traffic = CollectorRegistry(), Traffic()
         more = {"registry": self.registry}
         self._requests = Counter("labkit_requests", "Answered requests", ["path", "status"], **more)
         self._tokens = Counter("labkit_tokens", "Tokens read and made", ["kind"], **more)
@@ -90,15 +114,41 @@ class Gate:
             return
         started = time.perf_counter()
         record = Record(f"req-{secrets.token_hex(8)}", "local", scope["method"], scope["path"])
-        scope[RECORD] = record
+        scope[RECORD], scope[DEADLINE] = record, self._deadline()
+        sending = Sending(send, scope)
         try:
-            await self._pass(scope, receive, _recording(send, record), record)
+            await self._kept_or_broken_off(scope, receive, sending)
         finally:
             record.seconds = round(time.perf_counter() - started, 4)
             self._metrics.add(record)
+            self._metrics.traffic.add(record, sending.whole)
             log.info("request", extra={"fields": asdict(record)})
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._settings.limits.request_seconds
+
+    async def _kept_or_broken_off(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, and give the client until the deadline to take what it was sent; then its connection ends."""
+        connection, record = scope.get("state", {}).get(CONNECTION), scope[RECORD]
+        if connection:
+            connection.keep()
+        try:
+            await self._pass(scope, receive, send)
+        except Unread:
+            record.cut = UNREAD
+            if connection:
+                connection.transport.abort()
+                await disconnected(receive)
+        except asyncio.CancelledError:  # the drain is over, and the client did not even take the refusal
+            record.cut = SHUTDOWN
+            if connection:
+                connection.transport.abort()
+        else:
+            if connection:
+                connection.end_at(scope[DEADLINE])
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = scope[RECORD]
         try:
             if self._settings.api_keys and scope["path"] not in OPEN_PATHS:
                 record.client = check_key(dict(scope["headers"]).get(b"authorization", b""), self._settings.api_keys)
@@ -110,9 +160,11 @@ class Gate:
             return
         if body is None:
             return
-        record.body_bytes = len(body)
+        record.body_bytes, scope[DEADLINE] = len(body), self._deadline()
         try:
             await self.app(scope, _replay(body, receive), send)
+        except Unread:
+            raise
         except Exception as error:
             refusal = internal(error)
             if record.status:  # too late to tell the client
@@ -125,6 +177,12 @@ class Gate:
             return
         wait = max(1, math.ceil(self._rates.get_window_stats(item, client).reset_time - time.time()))
         raise Refusal("rate_limit_exceeded", f"{most} requests a minute are allowed; try again in {wait} s", wait=wait)
+
+
+def going_down(record: Record) -> Refusal:
+    """What an answer gets that outlasts the drain: uvicorn cancels it then."""
+    record.cut = SHUTDOWN
+    return Refusal("server_busy", "the server is shutting down")
 
 
 def internal(error: Exception) -> Refusal:
@@ -184,16 +242,31 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-def _recording(send: Send, record: Record) -> Send:
-    """`send` that notes the status and tells the client the request's id."""
+async def disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue
 
-    async def recorded(message: Message) -> None:
+
+class Sending:
+    """`send` that notes the status, tells the client the request's id, and raises Unread at the deadline.
+
+    `whole` is whether the answer was sent to its end.
+    """
+
+    def __init__(self, send: Send, scope: Scope):
+        self._send, self._scope, self.whole = send, scope, False
+
+    async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            record = self._scope[RECORD]
             record.status = message["status"]
             message["headers"] = [*message.get("headers", []), (b"x-request-id", record.request_id.encode())]
-        await send(message)
-
-    return recorded
+        try:
+            async with asyncio.timeout_at(self._scope[DEADLINE]):
+                await self._send(message)
+        except TimeoutError:
+            raise Unread from None
+        self.whole = message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
 class JsonLines(logging.Formatter):

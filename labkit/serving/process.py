@@ -1,7 +1,7 @@
 """A labkit server as a process of this machine: its port, its life in the foreground, and the file it leaves meanwhile.
 
 `.labkit/server-<port>.json` says which process serves the port, so that `labkit stop` can end that process and no
-other. A clean exit removes the file.
+other. A clean exit removes the file and leaves `.labkit/shutdown-<port>.json`, what the process can prove of its end.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from labkit.errors import LabError
 from labkit.evidence import json_text, read_json, utc_now, write_atomically
 from labkit.layout import STATE
 from labkit.serving.contract import ServerSettings
+from labkit.serving.proof import check_proof_options, shutdown_proof
 
 DRAIN_SECONDS = 5  # what answers under way get to finish in after Ctrl+C or SIGTERM
 NO_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate memory|not enough memory|unable to mmap", re.I)
@@ -46,23 +47,37 @@ class RunningServer:
     limits: dict
 
     def process(self) -> psutil.Process | None:
-        """The server's process, or None when it has ended; a later process with the same pid is not it."""
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.create_time) < 1
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.NoSuchProcess:
-            return None
+        """The server's process, or None when it has ended."""
+        return process_of(self.pid, self.create_time)
+
+
+def process_of(pid: int, create_time: float) -> psutil.Process | None:
+    """The process, or None when it has ended; a later process with the same pid is not it."""
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - create_time) < 1
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
 
 
 def record_server(pid: int, **facts: object) -> None:
-    """Write the state file of the server with process `pid`; `facts` are the other fields of RunningServer."""
+    """Write the state file of the server with process `pid`; `facts` are the other fields of RunningServer.
+
+    What an earlier server on the port left of its end says nothing of this one's, and goes.
+    """
     state = RunningServer(pid=pid, create_time=psutil.Process(pid).create_time(), **facts)
+    proof_file(state.port).unlink(missing_ok=True)
     write_atomically(state_file(state.port), json_text(asdict(state)).encode("utf-8"))
 
 
 def state_file(port: int) -> Path:
     return STATE / f"server-{port}.json"
+
+
+def proof_file(port: int) -> Path:
+    """What the last server on `port` said of its end."""
+    return STATE / f"shutdown-{port}.json"
 
 
 def running_server(port: int) -> RunningServer | None:
@@ -187,21 +202,29 @@ def _read_keys(key_file: str) -> list[str]:
     return [line.strip() for line in text.splitlines()]
 
 
-def serve(settings: ServerSettings, key_file: str = "") -> None:
-    """Serve until Ctrl+C or SIGTERM, then finish the answers under way and return.
+def leave_proof(said: dict, copy: Path | None) -> None:
+    """Write the proof of a server's end for `labkit stop`, and to `copy` where one is named."""
+    for path in filter(None, (proof_file(said["port"]), copy)):
+        write_atomically(path, json_text(said).encode("utf-8"))
 
-    The port answers at once, and /health says 503 until the model is warm. Raises LabError before anything when the
-    port is taken or the host needs a key, and later when the model cannot be loaded.
+
+def serve(settings: ServerSettings, key_file: str = "", proof: Path | None = None, hourly_usd: float = 0.0) -> None:
+    """Serve until Ctrl+C or SIGTERM, then finish the answers under way, leave the proof of it and return.
+
+    The port answers at once, and /health says 503 until the model is warm. `proof` is a second place for the proof,
+    `hourly_usd` what the machine costs. Raises LabError before anything when the port is taken or the host needs a key,
+    and later when the model cannot be loaded or the proof not be written.
     """
     settings = with_keys(settings, key_file)
+    check_proof_options(proof, hourly_usd)
     listener = claim_port(settings.host, settings.port)
-    import uvicorn
-
+    from labkit.serving.connections import Server
     from labkit.serving.entrance import Entrance
 
     def load():
         app = _loaded_app(settings)
         if not server.should_exit:
+            server.traffic = app.state.metrics.traffic
             _record(app.state.settings, app.state.model)
         return app
 
@@ -214,13 +237,33 @@ def serve(settings: ServerSettings, key_file: str = "") -> None:
         server.should_exit = True
 
     entrance = Entrance(load, ready, ended)
-    config = uvicorn.Config(entrance, timeout_graceful_shutdown=DRAIN_SECONDS, server_header=False, access_log=False)
-    server = uvicorn.Server(config)
-    with contextlib.closing(listener), _leaving_nothing(settings.port):
+    server = Server(entrance, DRAIN_SECONDS)
+    with contextlib.closing(listener), _state_taken_away(settings.port):
         entrance.begin()
-        server.run(sockets=[listener])
+        with _until_signalled():
+            server.run(sockets=[listener])
+        state = running_server(settings.port)
+        if server.ended_by and state and state.pid == os.getpid():  # else it never was ready
+            leave_proof(_own_proof(server, state, listener, hourly_usd), proof)
     if entrance.failure:
         raise entrance.failure
+
+
+def _own_proof(server, state: RunningServer, listener: socket.socket, hourly_usd: float) -> dict:
+    """What this process can say of its own end; by `create_time` `labkit stop` finds out later that it is gone."""
+    return shutdown_proof(
+        pid=state.pid,
+        port=state.port,
+        model=state.model,
+        started=state.started,
+        signal=server.ended_by,
+        port_closed=listener.fileno() == -1 and not port_open(state.host, state.port),
+        hourly_usd=hourly_usd,
+        requests_served=server.traffic.answered,
+        answers_drained=server.drained,
+        answers_cut=server.traffic.cut,
+        create_time=state.create_time,
+    )
 
 
 def _loaded_app(settings: ServerSettings):
@@ -282,14 +325,22 @@ def _say(text: str, stream) -> None:
 
 
 @contextlib.contextmanager
-def _leaving_nothing(port: int) -> Iterator[None]:
-    """Take the state file away after the body. uvicorn drains and then raises its signal again: that ends it here."""
-    before = signal.getsignal(signal.SIGTERM)
+def _until_signalled() -> Iterator[None]:
+    """End the body at SIGINT or SIGTERM, also one that was ignored; uvicorn drains and then raises its signal again."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         yield
     except KeyboardInterrupt:
         _say("stopped", sys.stderr)
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _state_taken_away(port: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
         state_file(port).unlink(missing_ok=True)
-        signal.signal(signal.SIGTERM, before)

@@ -23,7 +23,17 @@ from labkit.evidence import utc_now
 from labkit.layout import ROOT, STATE, without_paths
 from labkit.serving.contract import Limits, ServerSettings
 from labkit.serving.engines import SERVICE, Engine, Launch
-from labkit.serving.process import children_of, claim_port, end_children, record_server, state_file, with_keys
+from labkit.serving.process import (
+    children_of,
+    claim_port,
+    end_children,
+    leave_proof,
+    proof_file,
+    record_server,
+    state_file,
+    with_keys,
+)
+from labkit.serving.proof import check_proof_options
 from labkit.serving.shutdown import stop_server
 
 SERVER_MODULE = "labkit.serving"
@@ -117,16 +127,24 @@ def start_engine(launch: Launch, log: Path | None = None, timeout: float = ENGIN
     return _handle(launch.base_url, launch.port, launch.model, health, log, process)
 
 
-def serve_engine(launch: Launch, timeout: float = ENGINE_SECONDS) -> None:
+def serve_engine(
+    launch: Launch, timeout: float = ENGINE_SECONDS, proof: Path | None = None, hourly_usd: float = 0.0
+) -> None:
     """Run an engine in the foreground until Ctrl+C, SIGTERM or `labkit stop`; signals are passed on to it.
 
+    After a signal it leaves the proof that the engine's process is gone; `proof` is a second place for it.
     Raises LabError with the engine's last words when it ends by itself.
     """
+    check_proof_options(proof, hourly_usd)
     signals = _passed_on(signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None))
     with signals, contextlib.suppress(KeyboardInterrupt), start_engine(launch, timeout=timeout) as handle:
         print(f"serving {handle.model} with {launch.engine.name} at {handle.base_url}  (Ctrl+C stops it)")
         print(f"log: {handle.log.name} in {handle.log.parent.name}", flush=True)
-        code = handle.process.wait()
+        try:
+            code = handle.process.wait()
+        except KeyboardInterrupt as received:
+            leave_proof({**handle.stop(hourly_usd), "received": str(received)}, proof)
+            code = 0
         _end_group(handle.process)
         state_file(handle.port).unlink(missing_ok=True)
         if code not in STOPPED:
@@ -136,9 +154,14 @@ def serve_engine(launch: Launch, timeout: float = ENGINE_SECONDS) -> None:
 
 @contextlib.contextmanager
 def _passed_on(*numbers: signal.Signals | None) -> Iterator[None]:
-    """Meanwhile each of these signals is a KeyboardInterrupt, on which the body ends the engine; nohup stays nohup."""
-    heard = [number for number in numbers if number and signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
+    """Meanwhile each of these signals is a KeyboardInterrupt with its name, on which the body ends the engine; nohup
+    stays nohup."""
+
+    def heard(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    numbers = [number for number in numbers if number and signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, heard) for number in numbers}
     try:
         yield
     finally:
@@ -285,7 +308,7 @@ def _reason(log: Path, otherwise: str) -> LabError:
 
 
 def _end(process: subprocess.Popen, port: int, grace: float = 10) -> None:
-    """End a child, what it started itself, and its state file. A child that has ended already is left as it is."""
+    """End a child, what it started itself, and the files it leaves. A child that has ended already is left as it is."""
     if process.poll() is not None:
         return
     children = children_of(psutil.Process(process.pid))
@@ -297,3 +320,4 @@ def _end(process: subprocess.Popen, port: int, grace: float = 10) -> None:
         process.wait()
     end_children(children)
     state_file(port).unlink(missing_ok=True)
+    proof_file(port).unlink(missing_ok=True)

@@ -3,15 +3,26 @@
 import contextlib
 import subprocess
 import time
-from datetime import datetime
 
 import psutil
 
 from labkit.errors import LabError
-from labkit.evidence import utc_now
-from labkit.serving.process import RunningServer, children_of, end_children, port_open, running_server, state_file
+from labkit.evidence import read_json
+from labkit.serving.process import (
+    RunningServer,
+    children_of,
+    end_children,
+    port_open,
+    process_of,
+    proof_file,
+    running_server,
+    state_file,
+)
+from labkit.serving.proof import check_proof_options, cost, shutdown_proof
 
 EXIT_SECONDS = 60  # what Python may take to exit on a busy machine after the server has finished cleanly
+TRAFFIC = ("requests_served", "answers_drained", "answers_cut")  # what only the server itself knows
+ENDED_BEFORE = "not measured: the server had ended before"
 PORT_SECONDS = 5  # what a closed process's port gets to disappear in
 
 
@@ -20,12 +31,16 @@ def stop_server(port: int, hourly_usd: float = 0.0, grace: float = 10) -> dict:
 
     SIGTERM first, so that answers under way can finish; SIGKILL for a server that has not removed its state file, its
     sign of a clean end, after `grace` seconds, and for what it started and left behind. `hourly_usd` is the price of
-    the machine per hour; the cost is that of the time between the server's start and its end.
+    the machine per hour; the cost is that of the time between the server's start and its end. Of a server that has
+    ended by a signal already, the proof that it left is completed.
     Raises LabError when no labkit server is known on that port, or it belongs to somebody else.
     """
+    check_proof_options(None, hourly_usd)
     server = running_server(port)
     process = server.process() if server else None
     if process is None:
+        if server is None and (proof := _completed(port, hourly_usd)):
+            return proof
         state_file(port).unlink(missing_ok=True)
         raise LabError(_why_none(server, port), "start a server with `labkit serve`, or name its port with --port")
     memory = gpu_memory_mib()
@@ -36,23 +51,47 @@ def stop_server(port: int, hourly_usd: float = 0.0, grace: float = 10) -> dict:
     except psutil.AccessDenied:
         raise LabError(f"the server on port {port} belongs to another user", "ask that user to stop it") from None
     closed = _wait(lambda: not port_open(server.host, port), PORT_SECONDS)
-    state_file(port).unlink(missing_ok=True)
-    stopped = utc_now()
-    seconds = (datetime.fromisoformat(stopped) - datetime.fromisoformat(server.started)).total_seconds()
-    return {
-        "pid": server.pid,
-        "port": port,
-        "model": server.model,
-        "process_gone": server.process() is None and children_gone,
-        "port_closed": closed,
-        "gpu_memory": _freed(memory, gpu_memory_mib()),
-        "started": server.started,
-        "stopped": stopped,
-        "seconds": seconds,
-        "hourly_usd": hourly_usd,
-        "cost_usd": round(hourly_usd * seconds / 3600, 4),
-        "signal": signal_name,
-    }
+    left = _left_by(server)
+    for file in (state_file(port), proof_file(port)):
+        file.unlink(missing_ok=True)
+    return shutdown_proof(
+        pid=server.pid,
+        port=port,
+        model=server.model,
+        process_gone=server.process() is None and children_gone,
+        port_closed=closed,
+        gpu_memory=_freed(memory, gpu_memory_mib()),
+        started=server.started,
+        signal=signal_name,
+        hourly_usd=hourly_usd or left.get("hourly_usd", 0.0),
+        **{key: left[key] for key in TRAFFIC if key in left},
+    )
+
+
+def _completed(port: int, hourly_usd: float) -> dict | None:
+    """The proof that the last server on `port` left, with what only another process can say; None without one.
+
+    It is handed out once, and not when somebody else uses the port by now. Raises LabError when the process stays.
+    """
+    path = proof_file(port)
+    if not path.is_file() or port_open("127.0.0.1", port):
+        return None
+    left = read_json(path)
+    if created := left.pop("create_time", None):
+        if not _wait(lambda: process_of(left["pid"], created) is None, EXIT_SECONDS):
+            what = f"the server on port {port} has closed it, and its process {left['pid']} is still there"
+            raise LabError(what, "wait, or end that process by hand")
+        left |= {"process_gone": True, "gpu_memory": ENDED_BEFORE}
+    path.unlink()
+    return left | cost(left["seconds"], hourly_usd or left["hourly_usd"])
+
+
+def _left_by(server: RunningServer) -> dict:
+    """What the server said of its own end; nothing when it was killed before."""
+    with contextlib.suppress(LabError):
+        left = read_json(proof_file(server.port))
+        return left if left.get("pid") == server.pid else {}
+    return {}
 
 
 def _why_none(server: RunningServer | None, port: int) -> str:

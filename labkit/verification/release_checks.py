@@ -106,6 +106,9 @@ def check_shutdown(pack: PackReader) -> str:
     """The process is gone, the port is closed, and the cost is the hours times the price."""
     proof = require_keys(pack.json(SHUTDOWN), _SHUTDOWN_KEYS, SHUTDOWN)
     if proof.get("process_gone") is not True:
+        if isinstance(proof.get("process_gone"), str):
+            what = "the process wrote this itself, and only another can prove that it is gone"
+            raise NotYet(f"{SHUTDOWN}: {what}: `labkit stop --port {proof['port']}` completes it")
         raise NotYet(f"{SHUTDOWN}: the process is still there")
     if proof.get("port_closed") is not True:
         raise NotYet(f"{SHUTDOWN}: port {proof['port']} is still open")
