@@ -30,7 +30,7 @@ def _measure(model: str, dtype: str, repeats: int, max_tokens: int) -> dict[str,
     chat.chat(messages, Sampling(max_tokens=2))
     answers = [chat.chat(messages, sampling) for _ in range(repeats)]
     seconds = statistics.median(answer.seconds for answer in answers)
-    size = sum(p.numel() * p.element_size() for p in chat.model.parameters())
+    size = sum(p.numel() * p.element_size() for p in chat.network.model.parameters())
     return {
         "dtype": chat.dtype,
         "device": chat.device,
