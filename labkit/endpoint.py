@@ -50,7 +50,8 @@ def open_client(base_url: str, api_key: str | None = None, timeout: float = 120,
 def open_http(base_url: str, timeout: float, api_key: str | None = None):
     """Plain HTTP to a server, for what the openai client would mend or hide; close it after use.
 
-    The key is LABKIT_API_KEY when not given. Each request has a connection of its own, because some servers drop the one on which they have failed.
+    The key is LABKIT_API_KEY when not given. Each request has a connection of its own, because some servers drop the
+    one on which they have failed.
     """
     import httpx2
 

@@ -6,7 +6,7 @@ notices it. `probes.py` is one table; adding a feature is adding a row and a fun
 
 from labkit.conformance.findings import Finding, Probe, Verdict
 from labkit.conformance.limits import BrokenLimit, Held, break_limits
-from labkit.conformance.probes import NOT_PROVED, PROBES, conformance
+from labkit.conformance.probes import NOT_PROVED, PROBES, conformance, feature_rows
 
 __all__ = [
     "NOT_PROVED",
@@ -18,4 +18,5 @@ __all__ = [
     "Verdict",
     "break_limits",
     "conformance",
+    "feature_rows",
 ]
