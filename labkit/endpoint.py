@@ -61,10 +61,10 @@ def open_http(base_url: str, timeout: float, api_key: str | None = None):
     )
 
 
-def read_json_page(url: str, timeout: float = 5) -> object:
+def read_json_page(url: str, timeout: float = 5, api_key: str | None = None) -> object:
     """The JSON at `url`, or None where the answer is no JSON. Raises OSError or HTTPException when nothing answers."""
     opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if _loopback(url) else []))
-    with opener.open(urllib.request.Request(url, headers=auth_headers()), timeout=timeout) as response:
+    with opener.open(urllib.request.Request(url, headers=auth_headers(api_key)), timeout=timeout) as response:
         body = response.read(2**20)
     try:
         return json.loads(body)

@@ -49,11 +49,11 @@ class Gate:
     evidence: str
 
 
-def running_contract(base_url: str) -> dict:
+def running_contract(base_url: str, api_key: str | None = None) -> dict:
     """The contract that the labkit server at `base_url` states itself. Raises LabError when none does."""
     root = root_url(base_url)
     try:
-        contract = read_json_page(f"{root}/contract", timeout=10)
+        contract = read_json_page(f"{root}/contract", timeout=10, api_key=api_key)
     except (OSError, HTTPException) as error:
         port = urlsplit(root).port or 8000
         raise LabError(

@@ -74,38 +74,44 @@ def _row(finding: Finding) -> ipywidgets.HBox:
 
 
 def drill_menu(
-    drills: Mapping[str, str], run: Callable[[list[str]], Iterable], rows: Callable[[], Sequence[Mapping]]
+    drills: Mapping[str, str], run: Callable[[list[str]], Iterable], rows: Callable[[], Sequence[Mapping[str, str]]]
 ) -> ipywidgets.VBox:
-    """A menu of failures by name, each with its sentence, and a button that provokes the chosen one with `run`.
+    """A menu of failures by name, and a button that provokes the chosen one with `run`. Nothing runs before a click.
 
-    `rows` gives the table of all that were provoked so far. A drill takes seconds; meanwhile the button is locked. What
-    `run` cannot do is said below it. Nothing runs before a click.
+    `drills` gives each one's sentence, `rows` the records so far, of which that of the chosen one is shown (by its
+    "name"). A drill takes seconds; meanwhile the button is locked. A LabError of `run` is told instead of the sentence.
     """
     menu = ipywidgets.Dropdown(options=list(drills), description="Failure")
     button = ipywidgets.Button(description="Provoke it", button_style="warning")
-    said, table = ipywidgets.HTML(), ipywidgets.HTML(value=_table_html(rows()))
+    said, record = ipywidgets.HTML(), ipywidgets.HTML()
 
-    def explain(_change: object = None) -> None:
+    def show(_change: object = None) -> None:
         said.value = escape(drills[menu.value])
+        found = [row for row in rows() if row["name"] == menu.value]
+        record.value = _record_html(found[0]) if found else "Not provoked yet."
 
     def provoke(_button: object) -> None:
-        button.disabled, said.value = True, f"{escape(menu.value)}: a server is started and broken; some seconds ..."
+        button.disabled, record.value = True, "A server of its own is started and broken; this takes some seconds."
         try:
             list(run([menu.value]))
-            said.value = f"{escape(menu.value)}: done, see its row"
+            show()
         except LabError as error:
             said.value = escape(str(error))
         finally:
-            button.disabled, table.value = False, _table_html(rows())
+            button.disabled = False
 
-    explain()
-    menu.observe(explain, names="value")
+    show()
+    menu.observe(show, names="value")
     button.on_click(provoke)
-    return ipywidgets.VBox([ipywidgets.HBox([menu, button]), said, table])
+    return ipywidgets.VBox([ipywidgets.HBox([menu, button]), said, record])
 
 
-def _table_html(rows: Sequence[Mapping]) -> str:
-    return text_table([{key: escape(str(value)) for key, value in row.items()} for row in rows]).to_html()
+def _record_html(row: Mapping[str, str]) -> str:
+    top, apart = 'style="vertical-align: top"', 'style="padding-right: 1em"'
+    cells = "".join(
+        f"<tr {top}><th {apart}>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in row.items()
+    )
+    return f'<table style="text-align: left; line-height: 1.5">{cells}</table>'
 
 
 REDRAW_SECONDS = 0.05  # a front end that is told of every token falls behind
@@ -162,4 +168,5 @@ def text_table(rows: Sequence[Mapping], columns: Sequence[str] | None = None):
     import pandas
 
     left = {"selector": "th, td", "props": "text-align: left; vertical-align: top"}
-    return pandas.DataFrame(list(rows), columns=columns).style.hide(axis="index").set_table_styles([left])
+    known = [{key: "" if value is None else value for key, value in row.items()} for row in rows]
+    return pandas.DataFrame(known, columns=columns).style.hide(axis="index").set_table_styles([left])

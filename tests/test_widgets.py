@@ -94,15 +94,17 @@ def test_the_drill_menu_runs_what_is_chosen_and_shows_its_row():
         run=lambda names: [done.append(name) for name in names],
         rows=lambda: [{"name": name, "seen": "<b>"} for name in done],
     )
-    (choice, button), said, table = menu.children[0].children, *menu.children[1:]
-    assert (said.value, done) == ("A port.", []), "nothing runs before a click"
+    (choice, button), said, record = menu.children[0].children, *menu.children[1:]
+    assert (said.value, record.value, done) == ("A port.", "Not provoked yet.", []), "nothing runs before a click"
     choice.value = "queue_full"
     assert said.value == "A &lt;queue&gt;."
     button.click()
     assert done == ["queue_full"]
-    assert "queue_full" in table.value
-    assert "&lt;b&gt;" in table.value
+    assert "queue_full</td>" in record.value
+    assert "&lt;b&gt;" in record.value
     assert not button.disabled
+    choice.value = "port_taken"
+    assert record.value == "Not provoked yet."
 
 
 def test_a_drill_that_fails_is_told_below_the_menu():
@@ -120,4 +122,5 @@ def test_a_text_table_shows_the_chosen_columns_on_the_left():
     shown = widgets.text_table([{"name": "a", "detail": "why", "extra": "x"}], ["name", "detail"]).to_html()
     assert "why" in shown
     assert "extra" not in shown
+    assert "None" not in widgets.text_table([{"name": "a", "detail": None}]).to_html()
     assert "text-align: left" in shown
