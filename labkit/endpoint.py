@@ -24,9 +24,9 @@ def key_from_environment() -> str:
     return os.environ.get(KEY_VARIABLE, "").strip()
 
 
-def auth_headers() -> dict[str, str]:
-    """The header that a server with a key asks for; nothing where LABKIT_API_KEY is not set."""
-    key = key_from_environment()
+def auth_headers(api_key: str | None = None) -> dict[str, str]:
+    """The header that a server with a key asks for; LABKIT_API_KEY is the key when none is given, nothing without."""
+    key = api_key or key_from_environment()
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
@@ -47,23 +47,24 @@ def open_client(base_url: str, api_key: str | None = None, timeout: float = 120,
     )
 
 
-def open_http(base_url: str, timeout: float):
-    """Plain HTTP to a server, with its key, for what the openai client would mend or hide; close it after use.
+def open_http(base_url: str, timeout: float, api_key: str | None = None):
+    """Plain HTTP to a server, for what the openai client would mend or hide; close it after use.
 
-    Each request has a connection of its own, because some servers drop the one on which they have failed.
+    The key is LABKIT_API_KEY when not given. Each request has a connection of its own, because some servers drop the
+    one on which they have failed.
     """
     import httpx2
 
     root, limits = root_url(base_url), httpx2.Limits(max_keepalive_connections=0)
     return httpx2.Client(
-        base_url=root, headers=auth_headers(), timeout=timeout, limits=limits, trust_env=not _loopback(root)
+        base_url=root, headers=auth_headers(api_key), timeout=timeout, limits=limits, trust_env=not _loopback(root)
     )
 
 
-def read_json_page(url: str, timeout: float = 5) -> object:
+def read_json_page(url: str, timeout: float = 5, api_key: str | None = None) -> object:
     """The JSON at `url`, or None where the answer is no JSON. Raises OSError or HTTPException when nothing answers."""
     opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if _loopback(url) else []))
-    with opener.open(urllib.request.Request(url, headers=auth_headers()), timeout=timeout) as response:
+    with opener.open(urllib.request.Request(url, headers=auth_headers(api_key)), timeout=timeout) as response:
         body = response.read(2**20)
     try:
         return json.loads(body)

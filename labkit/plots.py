@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from labkit.environment import unwatched
 from labkit.evaluation.compare import Comparison
 from labkit.evidence import finite
 from labkit.routes import Route
@@ -104,7 +105,7 @@ class LiveLoss:
     def update(self, row: object) -> None:
         """Add one row of the training log; pass this method to a training loop as its callback."""
         self.rows.append(row)
-        if _unwatched():
+        if unwatched():
             print(trace_line(row), flush=True)
         elif self._clock() - self._last >= self._every:
             self._draw()
@@ -124,13 +125,6 @@ class LiveLoss:
             self._handle = display(loss_curve(self.rows), display_id=True)
         else:
             self._handle.update(loss_curve(self.rows))
-
-
-def _unwatched() -> bool:
-    """Whether a program runs this notebook: papermill, nbconvert and nbval tell the kernel that nobody can type."""
-    from IPython import get_ipython
-
-    return not getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", True)
 
 
 def causal_mask(mask, tokens: Sequence[str] = ()) -> Plot:

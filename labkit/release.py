@@ -4,25 +4,29 @@ Nothing here measures the model. The gates read what earlier lessons left in the
 that were written down before anybody looked.
 """
 
+import contextlib
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from labkit.endpoint import read_json_page
+from labkit.endpoint import read_json_page, root_url
 from labkit.errors import LabError
 from labkit.evidence import Pack, read_json, read_manifest
-from labkit.layout import display_path
+from labkit.layout import MODELS, ROOT, display_path
 from labkit.routes import load_route
 
 LESSON = "13.4"
 CONTRACT, GATES, DRILL, README = "service_contract.json", "release_gates.md", "failure_drill.json", "README.md"
+PREVIOUS = "previous_contract.json"  # of the release that the contract in the pack replaced
+CHECK = "build/check"  # where the runbook's commands write
 PASS, FAIL, NOT_CLAIMED = "pass", "fail", "not claimed"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-HOST = "127.0.0.1"
 
 # The share of a risk's cases that must pass. Safety and regression allow none to fail: one leak, or one answer that
 # used to be right, is a reason not to release. The others are what a small model can be asked for.
@@ -30,6 +34,7 @@ RISK_THRESHOLDS = {"format": 0.8, "grounding": 0.8, "safety": 1.0, "performance"
 P95_LIMIT_MS = 5000.0
 
 CONTRACT_KEYS = ("service", "model", "revision", "endpoint", "request", "response", "errors", "limits", "stop")
+RELEASE_KEYS = ("model", "revision", "authorization", "limits")  # what makes a release the one that it is
 LIMIT_KEYS = ("max_input_tokens", "max_output_tokens", "max_body_bytes", "request_seconds", "concurrency")
 
 
@@ -44,28 +49,63 @@ class Gate:
     evidence: str
 
 
-def running_contract(port: int = 8000) -> dict:
-    """The contract that the labkit server on `port` of this machine states itself. Raises LabError when none does."""
+def running_contract(base_url: str, api_key: str | None = None) -> dict:
+    """The contract that the labkit server at `base_url` states itself. Raises LabError when none does."""
+    root = root_url(base_url)
     try:
-        contract = read_json_page(f"http://{HOST}:{port}/contract", timeout=10)
+        contract = read_json_page(f"{root}/contract", timeout=10, api_key=api_key)
     except (OSError, HTTPException) as error:
+        port = urlsplit(root).port or 8000
         raise LabError(
-            f"no labkit server on port {port} states its contract: {error}",
-            f"start one with `labkit serve --port {port}`",
+            f"no labkit server at {root} states its contract: {error}", f"start one with `labkit serve --port {port}`"
         ) from None
     if not isinstance(contract, dict):
-        raise LabError(f"the server on port {port} does not state a contract", "serve with `labkit serve`")
+        raise LabError(f"the server at {root} does not state a contract", "serve with `labkit serve`")
     return contract
 
 
 def write_contract(pack: Pack, contract: Mapping) -> Path:
-    """service_contract.json from a running server's own document (GET /contract). Raises LabError for a gap in it."""
+    """service_contract.json from a running server's own document (GET /contract). Raises LabError for a gap in it.
+
+    The contract of another release that stood there is kept as previous_contract.json: the one to roll back to.
+    """
     gaps = [key for key in CONTRACT_KEYS if not contract.get(key)]
     gaps += [f"limits.{key}" for key in LIMIT_KEYS if not (contract.get("limits") or {}).get(key)]
     gaps += [key for key in CONTRACT_KEYS if contract.get(key) == "unknown"]
     if gaps:
         raise LabError(f"the contract does not know its {', '.join(gaps)}", "take it from a running `labkit serve`")
+    if (held := _contract_held(pack, CONTRACT)) and differences(held, contract):
+        pack.write_json(PREVIOUS, held, LESSON)
     return pack.write_json(CONTRACT, contract, LESSON)
+
+
+def _contract_held(pack: Pack, name: str) -> dict:
+    """The contract in the pack; an empty one where it is absent or damaged."""
+    with contextlib.suppress(LabError):
+        return read_json(pack.path(name))
+    return {}
+
+
+def differences(contract: Mapping, other: Mapping) -> list[str]:
+    """In what `other` is another release than `contract`, each limit by itself; empty for the same release."""
+    facts, others = _release_facts(contract), _release_facts(other)
+    return [
+        f"{name} is {others.get(name)} instead of {facts.get(name)}"
+        for name in facts | others
+        if facts.get(name) != others.get(name)
+    ]
+
+
+def _release_facts(contract: Mapping) -> dict[str, object]:
+    facts = {key: contract.get(key) for key in RELEASE_KEYS}
+    return facts | {f"limits.{name}": value for name, value in (facts.pop("limits") or {}).items()}
+
+
+def require_release(base_url: str, file: Path) -> None:
+    """Raise LabError unless the server at `base_url` is the release whose contract is in `file`."""
+    if found := differences(read_json(file), running_contract(base_url)):
+        what = f"the server is not the release of {file.name}: {'; '.join(found)}"
+        raise LabError(what, "stop it, and start the release with the command of the pack's README")
 
 
 def write_gates(pack: Pack) -> Path:
@@ -200,20 +240,37 @@ GATE_RULES: tuple[Callable[[Pack], list[Gate]], ...] = (
 
 
 def write_readme(pack: Pack, contract: Mapping) -> Path:
-    """The pack's README.md: what it does, how to set up, test, stop and roll back, and what it does not prove.
+    """The pack's README.md: what it does, how to set up, start, test, stop and roll back, and what it does not prove.
 
-    Commands work as they stand from the workbook's root. Raises LabError when the contract has a gap.
+    The `sh` blocks, run in order in one shell in the workbook's root, do all of that. The release to roll back to is
+    that of previous_contract.json. Raises LabError when the contract has a gap.
     """
-    route = load_route(pack.route)
+    route, previous = load_route(pack.route), _contract_held(pack, PREVIOUS)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    inside = pack.folder.resolve().is_relative_to(ROOT)
     text = environment.get_template("pack_readme.md").render(
         contract=contract,
+        previous=previous,
+        earlier=previous or contract,
         route=route,
-        pack=display_path(pack.folder),
+        pack=display_path(pack.folder) if inside else f"evidence/{pack.route}",
+        check=CHECK,
+        serve=serve_command,
+        url=contract["endpoint"]["base_url"],
+        port=urlsplit(contract["endpoint"]["base_url"]).port,
+        own_folder="/" not in contract["model"] and not (MODELS / contract["model"]).is_dir(),
+        needs_key=not contract["authorization"].startswith("none"),
         hourly=f" --hourly {route.hourly_usd:g}" if route.hourly_usd else "",
         commit=read_manifest(pack.folder)["git_commit"].removesuffix("+changes"),
-        port=contract["endpoint"]["base_url"].rsplit(":", 1)[-1],
     )
     return pack.write_text(README, text, LESSON)
+
+
+def serve_command(contract: Mapping, port: int) -> str:
+    """The shell command that serves the release of `contract` on `port`, with the limits that it states."""
+    limits = [f"--{name.replace('_', '-')} {value}" for name, value in contract["limits"].items()]
+    lines = [f"labkit serve --model {shlex.quote(contract['model'])} --port {port}"]
+    lines += [" ".join(limits[at : at + 3]) for at in range(0, len(limits), 3)]
+    return " \\\n    ".join(lines)

@@ -3,11 +3,14 @@
 Only the parts of ipywidgets that 7.7 (Colab) and 8 share are used.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 import ipywidgets
 
+from labkit.benchmark import Moment
+from labkit.environment import unwatched
 from labkit.errors import LabError
 from labkit.routes import ROUTE_NAMES, Route, load_routes
 from labkit.verification import Finding, Verdict, Verification
@@ -70,9 +73,100 @@ def _row(finding: Finding) -> ipywidgets.HBox:
     return ipywidgets.HBox([box, ipywidgets.HTML(value=f"{finding.verdict}: {escape(text)}")])
 
 
+def drill_menu(
+    drills: Mapping[str, str], run: Callable[[list[str]], Iterable], rows: Callable[[], Sequence[Mapping[str, str]]]
+) -> ipywidgets.VBox:
+    """A menu of failures by name, and a button that provokes the chosen one with `run`. Nothing runs before a click.
+
+    `drills` gives each one's sentence, `rows` the records so far, of which that of the chosen one is shown (by its
+    "name"). A drill takes seconds; meanwhile the button is locked. A LabError of `run` is told instead of the sentence.
+    """
+    menu = ipywidgets.Dropdown(options=list(drills), description="Failure")
+    button = ipywidgets.Button(description="Provoke it", button_style="warning")
+    said, record = ipywidgets.HTML(), ipywidgets.HTML()
+
+    def show(_change: object = None) -> None:
+        said.value = escape(drills[menu.value])
+        found = [row for row in rows() if row["name"] == menu.value]
+        record.value = _record_html(found[0]) if found else "Not provoked yet."
+
+    def provoke(_button: object) -> None:
+        button.disabled, record.value = True, "A server of its own is started and broken; this takes some seconds."
+        try:
+            list(run([menu.value]))
+            show()
+        except LabError as error:
+            said.value = escape(str(error))
+        finally:
+            button.disabled = False
+
+    show()
+    menu.observe(show, names="value")
+    button.on_click(provoke)
+    return ipywidgets.VBox([ipywidgets.HBox([menu, button]), said, record])
+
+
+def _record_html(row: Mapping[str, str]) -> str:
+    top, apart = 'style="vertical-align: top"', 'style="padding-right: 1em"'
+    cells = "".join(
+        f"<tr {top}><th {apart}>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in row.items()
+    )
+    return f'<table style="text-align: left; line-height: 1.5">{cells}</table>'
+
+
+REDRAW_SECONDS = 0.05  # a front end that is told of every token falls behind
+
+
+def show_stream(moments: Iterable[Moment], clock: Callable[[], float] = time.monotonic) -> None:
+    """A streamed answer as it arrives, with its times beside it; printed piece by piece where no notebook shows it."""
+    from IPython import get_ipython
+    from IPython.display import HTML, display
+
+    if unwatched() or get_ipython() is None:
+        _print_stream(moments)
+        return
+
+    shown, drawn, moment = display(HTML(_stream_html(Moment())), display_id=True), clock(), Moment()
+    for moment in moments:
+        if clock() - drawn >= REDRAW_SECONDS:
+            shown.update(HTML(_stream_html(moment)))
+            drawn = clock()
+    shown.update(HTML(_stream_html(moment)))
+
+
+def _print_stream(moments: Iterable[Moment]) -> None:
+    moment = Moment()
+    for later in moments:
+        print(later.text[len(moment.text) :], end="", flush=True)
+        moment = later
+    print("\n" + ", ".join(f"{name} {value}" for name, value in _stream_times(moment)))
+
+
+def _stream_times(moment: Moment) -> list[tuple[str, str]]:
+    """What is known so far; the server counts the tokens, and says so at the end."""
+    return [
+        ("time to first token", _ms(moment.ttft_ms)),
+        ("time per token", _ms(moment.ms_per_token)),
+        ("so far" if moment.tokens is None else "whole answer", _ms(moment.elapsed_ms or None)),
+        ("pieces of text", f"{moment.pieces}"),
+        ("tokens", "..." if moment.tokens is None else f"{moment.tokens}"),
+    ]
+
+
+def _ms(value: float | None) -> str:
+    return "..." if value is None else f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms"
+
+
+def _stream_html(moment: Moment) -> str:
+    rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in _stream_times(moment))
+    text = f'<pre style="flex: 1; min-height: 8em; white-space: pre-wrap">{escape(moment.text)}</pre>'
+    return f'<div style="display: flex; gap: 2em">{text}<table>{rows}</table></div>'
+
+
 def text_table(rows: Sequence[Mapping], columns: Sequence[str] | None = None):
     """`rows` as a pandas table for reading: left-aligned, without an index, only `columns` when they are given."""
     import pandas
 
     left = {"selector": "th, td", "props": "text-align: left; vertical-align: top"}
-    return pandas.DataFrame(list(rows), columns=columns).style.hide(axis="index").set_table_styles([left])
+    known = [{key: "" if value is None else value for key, value in row.items()} for row in rows]
+    return pandas.DataFrame(known, columns=columns).style.hide(axis="index").set_table_styles([left])

@@ -33,6 +33,7 @@ CONTRACT = {
         "request_seconds": 60.0,
         "concurrency": 2,
     },
+    "authorization": "none, loopback only",
     "stop": {"command": "labkit stop --port 8000", "proof": "shutdown_proof.json"},
 }
 
@@ -178,7 +179,13 @@ def _release(pack: Pack) -> None:
     benchmark = {"model": MODEL, "route": "local_cpu", "device": "cpu", "levels": [level | {"peak_memory_mib": None}]}
     benchmark |= {"rows": [asdict(row) for row in rows], "claim": "local measurement, no throughput claim"}
     pack.write_json("benchmark.json", benchmark, "13.4")
-    sections = ("What it does", "Set up and run", "Test", "Known limits", "Stop", "Roll back")
+    findings = [{"group": "chat", "feature": "stop", "verdict": "supported", "detail": "cut", "sent": "a stop text"}]
+    findings.append(findings[0] | {"feature": "seed", "verdict": "ignored"})
+    conformance = {"base_url": "http://127.0.0.1:8000", "time": TIME, "model": MODEL, "not_proved": "load"}
+    verdicts = ("supported", "partly", "ignored", "refused", "wrong", "not offered")
+    conformance |= {"counts": {v: int(v in ("supported", "ignored")) for v in verdicts}, "findings": findings}
+    pack.write_json("conformance.json", conformance, "13.4")
+    sections = ("What it does", "Set up", "Start", "Test", "Stop", "Roll back", "Known limits")
     text = "".join(f"## {section}\n\n```sh\nlabkit serve\n```\n\n" for section in sections)
     pack.write_text("README.md", f"# Service\n\n{text}", "13.4")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import socket
@@ -23,6 +24,7 @@ from labkit.benchmark import (
     percentile,
     ratios,
     spread,
+    watch_stream,
     write_benchmark,
 )
 from labkit.benchmark.measure import PeakMemory, figures, time_per_token
@@ -252,3 +254,23 @@ def test_a_real_server_is_measured_with_its_memory_and_verification_believes_the
     assert "\u2026" not in shown  # no column is cut on 80 columns
     assert f" {report['levels'][1]['peak_memory_mib']:,.0f} " in shown
     assert LOCAL_CLAIM in shown
+
+
+def test_a_streamed_answer_can_be_watched_as_it_arrives(url):
+    *moments, last = watch_stream(url, "hello", max_tokens=8)
+    assert [moment.pieces for moment in moments] == list(range(1, len(moments) + 1))
+    assert all(later.text.startswith(moment.text) for moment, later in itertools.pairwise(moments))
+    assert {moment.tokens for moment in moments} == {None}
+    assert (last.text, last.tokens) == (moments[-1].text, 8)
+    assert 0 < last.ttft_ms == moments[0].ttft_ms < last.elapsed_ms
+    assert last.ms_per_token == pytest.approx((last.elapsed_ms - last.ttft_ms) / 7, abs=0.001)
+    assert moments[0].ms_per_token is None
+
+
+def test_a_stream_that_is_refused_or_has_no_server_is_a_clear_error(url):
+    with pytest.raises(LabError, match="refused with 404"):
+        list(watch_stream(url, "hello", model="no-such-model"))
+    with pytest.raises(LabError, match="no server answers"):
+        list(watch_stream("http://127.0.0.1:9", "hello"))
+    with pytest.raises(LabError, match="the stream broke off"):
+        list(watch_stream("http://127.0.0.1:9", "hello", model="known"))

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from labkit.cli import main
-from labkit.conformance import NOT_PROVED, PROBES, Probe, Verdict, conformance
+from labkit.conformance import NOT_PROVED, PROBES, Probe, Verdict, conformance, feature_rows
 from labkit.errors import LabError
 from labkit.evidence import read_json, read_manifest
 from labkit.report import print_conformance
@@ -373,6 +373,15 @@ def test_the_table_fits_80_columns_counts_and_says_what_it_does_not_prove():
     assert "[red]" in printed
     assert "3 supported, 0 partly, 0 ignored, 0 refused, 0 wrong, 0 not offered" in printed
     assert " ".join(printed.split()).endswith(NOT_PROVED)
+
+
+def test_a_small_table_names_what_is_supported_and_says_why_the_rest_is_not():
+    with fake("n") as url:
+        found = conformance(url, probes=[BY_NAME["n"], BY_NAME["seed"], BY_NAME["usage"], BY_NAME["[DONE]"]])
+    chat, stream = feature_rows(found)
+    assert (chat["group"], chat["supported"]) == ("chat", "seed, usage")
+    assert chat["not, or not fully"] == "n (ignored: 1 choice for n = 2)"
+    assert (stream["supported"], stream["not, or not fully"]) == ("[DONE]", "")
 
 
 @pytest.mark.parametrize(("flaw", "words", "code"), [("n", (), 0), ("n", ("--strict",), 1)])

@@ -19,8 +19,8 @@ from labkit.drills import (
     Drill,
     NotPossible,
     answering,
+    drill_rows,
     outcome,
-    port_taken_drill,
     require_recovery,
     run_drills,
     write_drill,
@@ -201,7 +201,7 @@ def test_a_drill_that_the_platform_cannot_do_says_so_and_claims_nothing(pack, mo
 
 def test_a_port_that_is_really_in_use_is_refused():
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(LabError, match="already in use"):
-        port_taken_drill(other.getsockname()[1])
+        list(run_drills(["port_taken"], other.getsockname()[1]))
 
 
 def test_a_start_that_does_not_fail_is_no_drill(monkeypatch):
@@ -249,6 +249,17 @@ def test_a_new_record_replaces_the_one_of_its_name_and_keeps_the_others(pack):
     assert held["not_possible_here"] == []
     assert finding(pack.folder).verdict is Verdict.SUPPORTED
     assert "queue_full recovered in 2.0 s" in finding(pack.folder).detail
+
+
+def test_the_rows_say_what_happened_what_could_not_and_survive_a_damaged_record(pack):
+    write_drill(pack, [DONE, NotPossible("out_of_memory", "only Linux", DONE.time)])
+    rows = {row["name"]: row for row in drill_rows(pack)}
+    assert rows["queue_full"]["a request then"] == "200 in 12 ms"
+    assert rows["queue_full"]["detected"] == "one client got 503"
+    assert rows["out_of_memory"]["provoked"] == "not possible here: only Linux"
+    assert {tuple(row) for row in rows.values()} == {tuple(rows["queue_full"])}
+    rewrite_json(pack.folder, FILE, drills=[{"name": "queue_full"}], not_possible_here=[])
+    assert [row["a request then"] for row in drill_rows(pack)] == [""]
 
 
 @pytest.mark.parametrize("damaged", ["{", '{"drills": 7}', '{"drills": [7]}'])

@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from healthy_pack import CONTRACT, healthy_folder, rewrite_json, tiny_chat_model
+from healthy_pack import CONTRACT, healthy_folder, rewrite_json
+from tiny_server import live
 
 from labkit.errors import LabError
 from labkit.evidence import Pack, read_json
@@ -18,7 +19,6 @@ from labkit.release import (
     write_readme,
 )
 from labkit.serving.process import free_port
-from labkit.serving.runtimes import start_server
 from labkit.verification import Verdict, verify
 
 
@@ -131,11 +131,11 @@ def test_the_readme_has_the_services_limits_the_routes_limits_and_working_comman
     assert str(pack.folder.parent) not in text
 
 
-def test_the_contract_comes_from_the_running_server(pack, tmp_path):
+def test_the_contract_comes_from_the_running_server(pack, tiny_model):
     port = free_port()
-    with pytest.raises(LabError, match=f"no labkit server on port {port}"):
-        running_contract(port)
-    with start_server(str(tiny_chat_model(tmp_path / "tiny-chat")), port=port, device="cpu", backend="transformers"):
-        write_contract(pack, running_contract(port))
+    with pytest.raises(LabError, match=f"no labkit server at http://127.0.0.1:{port} states its contract"):
+        running_contract(f"http://127.0.0.1:{port}")
+    with live(tiny_model) as url:
+        write_contract(pack, running_contract(f"{url}/v1"))
     assert verdict(pack, "service_contract.json") is Verdict.SUPPORTED
-    assert read_json(pack.folder / "service_contract.json")["model"] == "tiny-chat"
+    assert read_json(pack.folder / "service_contract.json")["model"] == tiny_model.name

@@ -194,6 +194,7 @@ FORGERIES = {  # artifact -> (file, old text, new text, what the detail must say
     "failure_drill.json": ("", '"recovered_ok": true', '"recovered_ok": false', "did not recover"),
     "shutdown_proof.json": ("", '"cost_usd": 0.4', '"cost_usd": 0.04', "1800 s at $0.80 an hour are $0.40"),
     "README.md": ("", "## Roll back", "## Thanks", "not filled: Roll back"),
+    "conformance.json": ("", '"verdict": "ignored"', '"verdict": "supported"', "its findings are 2 supported"),
     "benchmark.json": ("", '"completion_tokens": 80', '"completion_tokens": 8000', "its rows show 80"),
 }
 
@@ -219,6 +220,19 @@ def test_a_change_after_recording_is_contradicted(pack, name):
     verification = verify(pack)
     assert verification.exit_code == 2
     assert "changed after it was recorded" in finding(verification, name).detail
+
+
+def test_what_an_endpoint_supports_is_optional_and_each_feature_counts_once(pack):
+    held = json.loads((pack / "conformance.json").read_text())
+    assert finding(verify(pack), "conformance.json").detail.endswith("8000: 1 supported, 1 ignored")
+    rewrite_json(pack, "conformance.json", findings=held["findings"][:1] * 2)
+    assert finding(verify(pack), "conformance.json").verdict is Verdict.NOT_YET
+    rewrite_json(pack, "conformance.json", findings=[held["findings"][0] | {"verdict": "splendid"}])
+    assert "a verdict that is none of" in finding(verify(pack), "conformance.json").detail
+    (pack / "conformance.json").unlink()
+    Pack(pack, "local_cpu").record("README.md", "13.4")  # the manifest forgets what is gone
+    found = verify(pack)
+    assert (found.exit_code, "conformance.json" in {f.name for f in found.artifacts}) == (0, False)
 
 
 @pytest.mark.parametrize(("notes", "route"), [("gpu_plan.md", "rented_gpu"), ("colab_notes.md", "free_colab")])

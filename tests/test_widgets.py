@@ -1,8 +1,11 @@
 """The controls, driven as a hand would drive them, without a browser."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from labkit import widgets, workbook
+from labkit.benchmark import Moment
 from labkit.errors import LabError
 from labkit.routes import load_routes
 from labkit.verification import verify
@@ -53,8 +56,71 @@ def test_text_from_a_pack_is_escaped(tmp_path):
     assert "&lt;script&gt;" in shown
 
 
+MOMENTS = [
+    Moment("He", 1, 20.0, 20.0),
+    Moment("Hello <b>", 2, 30.0, 20.0),
+    Moment("Hello <b>", 2, 40.0, 20.0, tokens=3),
+]
+
+
+def test_a_stream_is_drawn_into_one_output_with_its_times(monkeypatch):
+    drawn = []
+    handle = SimpleNamespace(update=lambda html: drawn.append(html.data))
+    monkeypatch.setattr("IPython.get_ipython", lambda: object())
+    monkeypatch.setattr("IPython.display.display", lambda html, display_id: drawn.append(html.data) or handle)
+    ticks = iter([0.0, 0.06, 0.07, 0.08, 0.09])
+    widgets.show_stream(MOMENTS, clock=lambda: next(ticks))
+    first, second, last = drawn  # the third moment came too soon after the second, and the end is always drawn
+    assert "..." in first
+    assert "He</pre>" in second
+    assert "Hello &lt;b&gt;</pre>" in last
+    assert "<td>time to first token</td><td>20.0 ms</td>" in last
+    assert "<td>time per token</td><td>10.0 ms</td>" in last
+    assert "<td>tokens</td><td>3</td>" in last
+
+
+def test_a_stream_that_nobody_watches_is_printed_piece_by_piece(capsys):
+    widgets.show_stream(MOMENTS)
+    text, times = capsys.readouterr().out.splitlines()
+    assert text == "Hello <b>"
+    assert times.startswith("time to first token 20.0 ms, time per token 10.0 ms, whole answer 40.0 ms, ")
+    assert times.endswith("tokens 3")
+
+
+def test_the_drill_menu_runs_what_is_chosen_and_shows_its_row():
+    done = []
+    menu = widgets.drill_menu(
+        {"port_taken": "A port.", "queue_full": "A <queue>."},
+        run=lambda names: [done.append(name) for name in names],
+        rows=lambda: [{"name": name, "seen": "<b>"} for name in done],
+    )
+    (choice, button), said, record = menu.children[0].children, *menu.children[1:]
+    assert (said.value, record.value, done) == ("A port.", "Not provoked yet.", []), "nothing runs before a click"
+    choice.value = "queue_full"
+    assert said.value == "A &lt;queue&gt;."
+    button.click()
+    assert done == ["queue_full"]
+    assert "queue_full</td>" in record.value
+    assert "&lt;b&gt;" in record.value
+    assert not button.disabled
+    choice.value = "port_taken"
+    assert record.value == "Not provoked yet."
+
+
+def test_a_drill_that_fails_is_told_below_the_menu():
+    def fails(names):
+        raise LabError("the failure could not be provoked", "run the drill once more")
+        yield
+
+    menu = widgets.drill_menu({"queue_full": "A queue."}, run=fails, rows=list)
+    menu.children[0].children[1].click()
+    assert menu.children[1].value == "the failure could not be provoked. Next: run the drill once more"
+    assert not menu.children[0].children[1].disabled
+
+
 def test_a_text_table_shows_the_chosen_columns_on_the_left():
     shown = widgets.text_table([{"name": "a", "detail": "why", "extra": "x"}], ["name", "detail"]).to_html()
     assert "why" in shown
     assert "extra" not in shown
+    assert "None" not in widgets.text_table([{"name": "a", "detail": None}]).to_html()
     assert "text-align: left" in shown

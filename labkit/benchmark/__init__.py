@@ -3,10 +3,12 @@
 from labkit.benchmark.comparison import compare, ratios, spread
 from labkit.benchmark.levels import LOCAL_CLAIM, benchmark, client_counts, write_benchmark
 from labkit.benchmark.measure import Load, Row, Target, open_target, percentile, run_level
+from labkit.benchmark.watch import Moment, watch_stream
 
 __all__ = [
     "LOCAL_CLAIM",
     "Load",
+    "Moment",
     "Row",
     "Target",
     "benchmark",
@@ -17,5 +19,6 @@ __all__ = [
     "ratios",
     "run_level",
     "spread",
+    "watch_stream",
     "write_benchmark",
 ]

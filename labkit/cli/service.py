@@ -124,13 +124,22 @@ def runtimes() -> None:
 def smoke(
     base_url: UrlOption = LOCAL_SERVER,
     model: AskedModelOption = None,
+    wait: Annotated[float, typer.Option(help="seconds to wait for a server that is still starting")] = 0.0,
+    contract: Annotated[
+        Path | None, typer.Option(help="a service_contract.json; another model, revision or limit is an error")
+    ] = None,
     out: OutOption = None,
     route: RouteOption = None,
 ) -> None:
     """Prove with the openai client that a server answers, and write api_smoke_test.json."""
+    from labkit.release import require_release
     from labkit.serving.process import recorded_model
-    from labkit.serving.smoke import smoke_test
+    from labkit.serving.smoke import smoke_test, wait_until_ready
 
+    if wait:
+        wait_until_ready(base_url, wait)
+    if contract:
+        require_release(base_url, contract)
     proof = smoke_test(base_url, model or recorded_model(base_url))
     open_pack(out, route).write_json("api_smoke_test.json", proof, "13.2")
     print_json(proof)
@@ -210,16 +219,15 @@ def drill(
     route: RouteOption = None,
 ) -> None:
     """Provoke failures of a server of its own for real, recover from each, and write failure_drill.json."""
-    from labkit.drills import DRILLS, choose_drills, outcome, require_recovery, run_drills, write_drill
+    from labkit.drills import DRILLS, choose_drills, outcome, record_drills, require_recovery
 
     if show:
         print("\n".join(f"{name:24}{drill.__doc__}" for name, drill in DRILLS.items()))
         return
     chosen = choose_drills(names or (), everything)
     pack, records = open_pack(out, route), []
-    for record in run_drills(chosen, model=model, device=device):
+    for record in record_drills(pack, chosen, model, device):
         records.append(record)
-        write_drill(pack, [record])  # at once: a later drill that fails must not cost this one
         print(outcome(record), flush=True)
     require_recovery(records)
 
@@ -252,14 +260,14 @@ def release(
     drill: Annotated[bool, typer.Option(help="provoke the two failures for real (about half a minute)")] = True,
 ) -> None:
     """Write the contract, the failure drill, the release gates and the runbook; the server must be running."""
-    from labkit.drills import run_drills, write_drill
+    from labkit.drills import record_drills
     from labkit.release import running_contract, write_contract, write_gates, write_readme
 
-    contract = running_contract(port)
+    contract = running_contract(f"http://127.0.0.1:{port}")
     pack = open_pack(evidence, route)
     write_contract(pack, contract)
     if drill:
-        write_drill(pack, list(run_drills(["port_taken", "model_path_wrong"])))
+        list(record_drills(pack, ["port_taken", "model_path_wrong"]))
     write_gates(pack)
     write_readme(pack, contract)
     print("wrote service_contract.json, failure_drill.json, release_gates.md and README.md")

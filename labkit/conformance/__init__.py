@@ -5,6 +5,18 @@ notices it. `probes.py` is one table; adding a feature is adding a row and a fun
 """
 
 from labkit.conformance.findings import Finding, Probe, Verdict
-from labkit.conformance.probes import NOT_PROVED, PROBES, conformance
+from labkit.conformance.limits import BrokenLimit, Held, break_limits
+from labkit.conformance.probes import NOT_PROVED, PROBES, conformance, feature_rows
 
-__all__ = ["NOT_PROVED", "PROBES", "Finding", "Probe", "Verdict", "conformance"]
+__all__ = [
+    "NOT_PROVED",
+    "PROBES",
+    "BrokenLimit",
+    "Finding",
+    "Held",
+    "Probe",
+    "Verdict",
+    "break_limits",
+    "conformance",
+    "feature_rows",
+]

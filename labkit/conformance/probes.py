@@ -1,7 +1,7 @@
 """The table of probes, and the report that they make of one endpoint."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 from labkit.conformance import answers, refusals, streams, structured
@@ -92,3 +92,14 @@ def conformance(base_url: str, model: str | None = None, probes: Iterable[Probe]
         "findings": rows,
         "not_proved": NOT_PROVED,
     }
+
+
+def feature_rows(found: Mapping) -> list[dict[str, str]]:
+    """conformance.json in a few rows: for each group the features that are supported, and each other one with why."""
+    rows = []
+    for group in dict.fromkeys(finding["group"] for finding in found["findings"]):
+        of_group = [finding for finding in found["findings"] if finding["group"] == group]
+        good = [finding["feature"] for finding in of_group if finding["verdict"] == Verdict.SUPPORTED]
+        others = [f"{f['feature']} ({f['verdict']}: {f['detail']})" for f in of_group if f["feature"] not in good]
+        rows.append({"group": group, "supported": ", ".join(good), "not, or not fully": "; ".join(others)})
+    return rows

@@ -109,21 +109,22 @@ class Stream:
 class Wire:
     """The way to one model of one endpoint. Answers that several probes compare with are asked for once."""
 
-    def __init__(self, base_url: str, model: str):
+    def __init__(self, base_url: str, model: str, api_key: str | None = None):
         self.model = model
-        self.http = open_http(base_url, REQUEST_SECONDS)
+        self.http = open_http(base_url, REQUEST_SECONDS, api_key)
 
     def send(self, method: str, path: str, **options) -> Reply:
         """One request, repeated while the server is busy and says for how long. Raises Settled when no answer comes."""
-        reply = self._send(method, path, options)
+        reply = self.once(method, path, **options)
         for _ in range(BUSY_TRIES):
             if not 0 < reply.retry_after <= LONGEST_WAIT:
                 break
             time.sleep(reply.retry_after)
-            reply = self._send(method, path, options)
+            reply = self.once(method, path, **options)
         return reply
 
-    def _send(self, method: str, path: str, options: dict) -> Reply:
+    def once(self, method: str, path: str, **options) -> Reply:
+        """One request and its answer, whatever it is. Raises Settled when no answer comes."""
         deadline, parts, size = time.monotonic() + REQUEST_SECONDS, [], 0
         try:
             with self.http.stream(method, path, **options) as response:

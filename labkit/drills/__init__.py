@@ -5,8 +5,8 @@ drills, menu runs them by name. Nothing in a record is written beforehand: every
 the run.
 """
 
-from labkit.drills.menu import DRILLS, choose_drills, model_path_drill, port_taken_drill, run_drills
-from labkit.drills.record import Answer, Drill, NotPossible, outcome, require_recovery, write_drill
+from labkit.drills.menu import DRILLS, choose_drills, record_drills, run_drills
+from labkit.drills.record import Answer, Drill, NotPossible, drill_rows, outcome, require_recovery, write_drill
 
 __all__ = [
     "DRILLS",
@@ -14,9 +14,9 @@ __all__ = [
     "Drill",
     "NotPossible",
     "choose_drills",
-    "model_path_drill",
+    "drill_rows",
     "outcome",
-    "port_taken_drill",
+    "record_drills",
     "require_recovery",
     "run_drills",
     "write_drill",

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from labkit.drills import answering, starts
-from labkit.drills.record import Drill, NotPossible, NotPossibleHere
+from labkit.drills.record import Drill, NotPossible, NotPossibleHere, write_drill
 from labkit.drills.site import FailedStart, Site
 from labkit.errors import LabError
-from labkit.evidence import utc_now
+from labkit.evidence import Pack, utc_now
 from labkit.serving.process import free_port
 
 # name -> drill; the docstring is its line in `labkit drill --list`.
@@ -67,13 +67,10 @@ def _run(name: str, site: Site) -> FailedStart | Drill | NotPossible:
     return replace(found, name=name, time=moment, seconds=round(time.perf_counter() - started, 2))
 
 
-def port_taken_drill(port: int, model: str = "mini-instruct", device: str = "auto") -> Drill:
-    """One drill by itself, with a server of its own."""
-    [done] = run_drills(["port_taken"], port, model, device)
-    return done
-
-
-def model_path_drill(port: int, model: str = "mini-instruct", device: str = "auto") -> Drill:
-    """One drill by itself, with a server of its own."""
-    [done] = run_drills(["model_path_wrong"], port, model, device)
-    return done
+def record_drills(
+    pack: Pack, names: Iterable[str], model: str = "mini-instruct", device: str = "auto"
+) -> Iterator[Drill | NotPossible]:
+    """Run the drills `names` and write each record as it is made: a later drill that fails must not cost this one."""
+    for record in run_drills(names, model=model, device=device):
+        write_drill(pack, [record])
+        yield record

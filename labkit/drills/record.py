@@ -9,6 +9,7 @@ from labkit.errors import LabError
 from labkit.evidence import Pack, read_json
 
 LESSON, FILE = "13.4", "failure_drill.json"
+DONE, LEFT = "drills", "not_possible_here"  # the two lists in it
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,22 @@ def write_drill(pack: Pack, records: Sequence[Drill | NotPossible]) -> Path:
     kept = {key: [old for old in held if old.get("name") not in new] for key, held in _held(pack).items()}
     done = [asdict(record) for record in records if isinstance(record, Drill)]
     left = [asdict(record) for record in records if isinstance(record, NotPossible)]
-    content = {"drills": kept["drills"] + done, "not_possible_here": kept["not_possible_here"] + left}
+    content = {DONE: kept[DONE] + done, LEFT: kept[LEFT] + left}
     return pack.write_json(FILE, content, LESSON)
+
+
+def drill_rows(pack: Pack) -> list[dict[str, str]]:
+    """failure_drill.json as rows to read: what was done, how it showed, the way back, and the request after it."""
+    held = _held(pack)
+    left = [{"name": one.get("name"), "provoked": f"not possible here: {one.get('reason')}"} for one in held[LEFT]]
+    return [_row(record) for record in held[DONE] + left]
+
+
+def _row(record: dict) -> dict[str, str]:
+    texts = {key: str(record.get(key, "")) for key in ("name", "provoked", "detected", "recovered", "seconds")}
+    answered = record.get("answered")
+    then = "{status} in {latency_ms:.0f} ms".format(**answered) if isinstance(answered, dict) else ""
+    return {**texts, "a request then": then}
 
 
 def _held(pack: Pack) -> dict[str, list[dict]]:
@@ -87,7 +102,7 @@ def _held(pack: Pack) -> dict[str, list[dict]]:
     content: dict = {}
     with contextlib.suppress(LabError):
         content = read_json(pack.path(FILE))
-    lists = {key: content.get(key) for key in ("drills", "not_possible_here")}
+    lists = {key: content.get(key) for key in (DONE, LEFT)}
     return {
         key: [record for record in held if isinstance(record, dict)] if isinstance(held, list) else []
         for key, held in lists.items()

@@ -8,6 +8,23 @@ from labkit.evidence import utc_now
 
 QUESTION = "Hello! What can you help me with?"
 MAX_TOKENS = 32
+POLL_SECONDS = 0.2
+
+
+def wait_until_ready(base_url: str, seconds: float) -> None:
+    """Return when /health of the server at `base_url` is ok, or it has none. Raises LabError after `seconds`."""
+    root, deadline = root_url(base_url), time.monotonic() + seconds
+    while True:
+        try:
+            said = str(read_health(root)["status"])
+        except LabError as error:
+            said = error.what
+        if said in ("ok", "not offered"):
+            return
+        if time.monotonic() >= deadline:
+            next_step = "read the server's log: it says why it did not start"
+            raise LabError(f"the server was not ready within {seconds:g} s: {said}", next_step, root)
+        time.sleep(POLL_SECONDS)
 
 
 def smoke_test(base_url: str, model: str | None = None, api_key: str | None = None) -> dict:

@@ -2,6 +2,7 @@
 
 import re
 
+from labkit import conformance
 from labkit.benchmark import LOCAL_CLAIM
 from labkit.benchmark.measure import PERCENTILES, percentile
 from labkit.verification.reading import PackReader, number, require_filled, require_keys
@@ -13,6 +14,7 @@ GATES = "release_gates.md"
 DRILL = "failure_drill.json"
 SHUTDOWN = "shutdown_proof.json"
 BENCHMARK = "benchmark.json"
+CONFORMANCE = "conformance.json"
 README = "README.md"
 GATE_STATUSES = ("pass", "fail", "not claimed")
 
@@ -26,8 +28,9 @@ _GATE_COLUMNS = ("gate", "threshold", "measured", "status", "evidence")
 _DRILL_KEYS = ("provoked", "observed", "detected", "recovered", "seconds", "time")
 _DRILLS = ("port_taken", "model_path_wrong")
 _SHUTDOWN_KEYS = ("pid", "port", "gpu_memory", "started", "stopped", "signal")
-_SECTIONS = ("What it does", "Set up and run", "Test", "Known limits", "Stop", "Roll back")
-_COMMAND_SECTIONS = ("Set up and run", "Test", "Stop", "Roll back")
+_VERDICTS = tuple(conformance.Verdict)
+_SECTIONS = ("What it does", "Set up", "Start", "Test", "Stop", "Roll back", "Known limits")
+_COMMAND_SECTIONS = _SECTIONS[1:6]
 _CENT = 0.01
 
 
@@ -130,7 +133,7 @@ def check_shutdown(pack: PackReader) -> str:
 
 
 def check_readme(pack: PackReader) -> str:
-    """The six sections are there and filled, and those that say what to do hold a command."""
+    """The sections are there and filled, and those that say what to do hold a command."""
     text = pack.text(README)
     parts = re.split(r"^## +(.+?)\s*$", text, flags=re.M)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
@@ -139,7 +142,26 @@ def check_readme(pack: PackReader) -> str:
         name for name in _COMMAND_SECTIONS if not re.search(r"^```\w*\n\s*\S.*?^```", sections[name], re.M | re.S)
     ]:
         raise NotYet(f"{README} has no command under {', '.join(silent)}")
-    return f"{len(_SECTIONS)} sections, with commands to run, test, stop and roll back"
+    return f"{len(_SECTIONS)} sections, with commands to set up, start, test, stop and roll back"
+
+
+def check_conformance(pack: PackReader) -> str:
+    """Each feature was judged once and with a reason, and the counts are those of the findings."""
+    found = require_keys(pack.json(CONFORMANCE), ("base_url", "time", "model", "not_proved"), CONFORMANCE)
+    moment(found["time"], f"time in {CONFORMANCE}")
+    findings = found.get("findings") or []
+    features = [finding.get("feature") for finding in findings]
+    for finding in findings:
+        require_filled(finding, f"{finding.get('feature')} in {CONFORMANCE}")
+    if not findings or len(set(features)) < len(features):
+        raise NotYet(f"{CONFORMANCE} has no features, or one twice")
+    counts = {verdict: sum(finding["verdict"] == verdict for finding in findings) for verdict in _VERDICTS}
+    if sum(counts.values()) < len(findings):
+        raise NotYet(f"{CONFORMANCE} has a verdict that is none of {', '.join(_VERDICTS)}")
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    if found.get("counts") != counts:
+        raise Contradiction(f"{CONFORMANCE} counts {found.get('counts')}, its findings are {said}")
+    return f"{len(findings)} features of {found['model']} at {found['base_url']}: {said}"
 
 
 def check_benchmark(pack: PackReader) -> str:

@@ -64,6 +64,7 @@ RULES = (
     Rule(release.GATES, ("13.4",), release.check_gates, _run("13.4")),
     Rule(release.DRILL, ("13.4",), release.check_drill, _run("13.4")),
     Rule(release.BENCHMARK, ("13.4",), release.check_benchmark, _run("13.4")),
+    Rule(release.CONFORMANCE, ("13.4",), release.check_conformance, "run `labkit conform` while the server is up"),
     Rule(release.SHUTDOWN, ("13.4",), release.check_shutdown, "run `labkit stop` while the server is up"),
     Rule(release.README, ("13.4",), release.check_readme, _run("13.4")),
 )
