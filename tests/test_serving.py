@@ -141,6 +141,10 @@ def test_parameters_at_their_only_value_and_nulls_are_accepted(url):
     assert response.json()["usage"]["completion_tokens"] == 2
 
 
+def test_a_whole_number_may_be_written_as_a_float(url):
+    assert chat(url, max_tokens=2.0, n=1.0).json()["usage"]["completion_tokens"] == 2
+
+
 def test_text_parts_are_one_text(url):
     parts = [{"role": "user", "content": [{"type": "text", "text": "hello "}, {"type": "text", "text": "there"}]}]
     assert answer(url, messages=parts)["message"] == answer(url)["message"]
@@ -279,6 +283,11 @@ BAD_VALUES = [
     ({"response_format": json_schema({"not": {"type": "string"}})}, "response_format"),
     ({"tools": []}, "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
+    ({"tool_choice": "sometimes"}, "tool_choice"),
+    ({"tool_choice": 3}, "tool_choice"),
+    ({"max_tokens": 4.5}, "max_tokens"),
+    ({"max_tokens": True}, "max_tokens"),
+    ({"seed": 1e300}, "seed"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
 ]
 NOT_HONOURED = [

@@ -15,24 +15,14 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from labkit.generation import ChatModel
 from labkit.serving.answers import ChatForm, Form, Reply, TextForm, error_event
 from labkit.serving.contract import Refusal, ServerSettings, contract_document
-from labkit.serving.gate import (
-    DEADLINE,
-    OPEN_PATHS,
-    RECORD,
-    Gate,
-    Metrics,
-    Record,
-    disconnected,
-    going_down,
-    internal,
-)
+from labkit.serving.document import describe
+from labkit.serving.gate import DEADLINE, RECORD, Gate, Metrics, Record, disconnected, going_down, internal
 from labkit.serving.jobs import LATE, Admission, Job
 from labkit.serving.plan import Planner
 from labkit.serving.reading import read_request
@@ -78,25 +68,8 @@ def create_app(chat_model: ChatModel, settings: ServerSettings) -> FastAPI:
     app.add_exception_handler(HTTPException, _refused)
     _add_information(app, chat_model)
     _add_answers(app, maker)
-    _describe(app)
+    describe(app, chat_model.name, settings.limits)
     return app
-
-
-def _describe(app: FastAPI) -> None:
-    """Put into /openapi.json what FastAPI cannot see: the bodies, which are read by hand, and the key."""
-    document = app.openapi()
-    kinds = [(kind, "validation") for kind in (ChatRequest, CompletionRequest)]
-    _, more = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
-    parts = document.setdefault("components", {})
-    parts["schemas"] = more["$defs"] | parts.get("schemas", {})
-    methods = [(path, method) for path, item in document["paths"].items() for method in item.values()]
-    if app.state.settings.api_keys:
-        parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        for path, method in methods:
-            method["security"] = [] if path in OPEN_PATHS else [{"key": []}]
-    else:
-        for _, method in methods:
-            method["responses"].pop("401", None)
 
 
 def _add_information(app: FastAPI, model: ChatModel) -> None:

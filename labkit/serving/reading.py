@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from labkit.serving.contract import Limits, Refusal
 from labkit.serving.schema import Decoding
 
-BRANCHES = ("str", "NamedTool")  # types that pydantic tried, which stand in its path to a problem and not in the body
+# What stands in pydantic's path to a problem and not in the body: the types that it tried. They may have brackets.
+BRANCHES = ("str", "NamedTool")
 
 Asked = TypeVar("Asked", bound=Decoding)
 
@@ -41,12 +42,16 @@ def _refusal(error: ValidationError) -> Refusal:
     problems = error.errors(include_input=False, include_url=False, include_context=False)
     problem = max(problems, key=lambda each: len(each["loc"]))
     kind = problem["type"]
-    *path, last = problem["loc"] or ("",)
-    path = [str(part) for part in path if part not in BRANCHES and "[" not in str(part)]
-    where = ".".join([*path, *([str(last)] if kind == "extra_forbidden" or last not in BRANCHES else [])])[:100]
+    *path, last = map(str, problem["loc"] or ("",))
+    sent = [last] if kind == "extra_forbidden" or not _is_branch(last) else []
+    where = ".".join([*(part for part in path if not _is_branch(part)), *sent])[:100]
     if kind == "json_invalid" or (not where and kind == "model_type"):
         return Refusal("invalid_json", f"the body is not a JSON object: {problem['msg']}")
     if kind == "extra_forbidden":
         return Refusal("unsupported_parameter", f"this server does not honour the parameter {where}", where)
     message = problem["msg"].removeprefix("Value error, ")  # of a validator here; begins with the parameter's name
     return Refusal("invalid_value", f"{where}: {message}" if where else message, where or message.split()[0])
+
+
+def _is_branch(part: str) -> bool:
+    return part in BRANCHES or "[" in part

@@ -6,7 +6,7 @@ in OpenAI's API. /openapi.json is made from these models.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 ANY_OBJECT = {"type": "object"}  # what response_format json_object asks for
 MOST_TOP_LOGPROBS = 20
@@ -15,6 +15,13 @@ NAME = r"^[a-zA-Z0-9_-]{1,64}$"  # of a function or a schema
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)  # 4.0 is an integer in JSON schema, and some clients write it so
 
 
 class TextPart(Strict):
@@ -150,17 +157,19 @@ class Decoding(Strict):
     """What the two kinds of requests share."""
 
     model: str | None = Field(None, description="optional; the served model's name")
-    max_tokens: int | None = Field(
-        None, ge=1, le=2**31 - 1, description="most tokens to answer with; default: the output limit"
+    max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1), WHOLE] | None = Field(
+        None, description="most tokens to answer with; default: the output limit"
     )
     temperature: float | None = Field(None, ge=0, le=2, description="0 to 2; default 0, which is greedy")
     top_p: float | None = Field(None, ge=0, le=1, description="0 to 1, nucleus sampling; default 1")
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1, description="integer; same seed, same answer")
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE] | None = Field(
+        None, description="integer; same seed, same answer"
+    )
     stop: str | list[str] | None = Field(None, description="a text, or up to 4, of 1 to 128 characters, not returned")
     stream: bool | None = Field(None, description="true: server-sent events that end with [DONE]")
     stream_options: StreamOptions | None = Field(None, description="with stream: {include_usage: true|false}")
-    n: int | None = Field(
-        None, ge=1, le=128, description="answers to make; at most the server's concurrency; default 1"
+    n: Annotated[int, Field(ge=1, le=128), WHOLE] | None = Field(
+        None, description="answers to make; at most the server's concurrency; default 1"
     )
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="-2 to 2; default 0")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="-2 to 2; default 0")
@@ -200,9 +209,13 @@ class ChatRequest(Decoding):
         "list of parts {type: text, text} and, from a user to a model with vision, {type: image_url, image_url: {url: "
         "a data URL}}",
     )
-    max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1, description="the newer name of max_tokens")
+    max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1), WHOLE] | None = Field(
+        None, description="the newer name of max_tokens"
+    )
     logprobs: bool | None = Field(None, description="true: the log-probability of each token")
-    top_logprobs: int | None = Field(None, ge=0, le=MOST_TOP_LOGPROBS, description="with logprobs: 0 to 20 rivals")
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS), WHOLE] | None = Field(
+        None, description="with logprobs: 0 to 20 rivals"
+    )
     response_format: Format | None = Field(
         None, description="text, json_object or json_schema, by constrained decoding"
     )
@@ -252,7 +265,9 @@ class CompletionRequest(Decoding):
     """The body of POST /v1/completions: text goes on, no chat template."""
 
     prompt: str | list[str] = Field(description="required; a text, or several, each of which gets its answers")
-    logprobs: int | None = Field(None, ge=0, le=5, description="the log-probability of each token, and so many rivals")
+    logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = Field(
+        None, description="the log-probability of each token, and so many rivals"
+    )
 
     @model_validator(mode="after")
     def _agree(self):
