@@ -148,10 +148,10 @@ def test_four_rows_grow_to_the_whole_context_together(tiny_model_folder, tmp_pat
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
     write_gguf(folder, tmp_path / "short.gguf")
     network = LlamaCppNetwork(tmp_path / "short.gguf", rows=4)
-    for _ in range(2):  # what the first four prompts left behind gives way to the next four
+    for start in (5, 50):  # what the first four prompts left behind gives way to the next four
         rows = network.rows()
         for first in range(4):
-            rows.join([first + 5] * 60)
+            rows.join([start + first] * 60)
         for _ in range(4):
             assert rows.step([7] * 4).isfinite().all()
 
