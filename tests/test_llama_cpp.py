@@ -18,13 +18,15 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from labkit.errors import LabError
+from labkit.evidence import sha256_of
 from labkit.export.gguf import PROBES, quantize_gguf, tensor_types, write_gguf
-from labkit.generation import ChatModel, Sampling, json_grammar
+from labkit.generation import Sampling, json_grammar, load_chat_model
 from labkit.generation import llama_cpp_network as backend
 from labkit.generation.gguf_tokenizer import spelled, tokenised
 from labkit.generation.llama_cpp_network import LlamaCppNetwork, Sequences, load_llama_cpp
 from labkit.layout import MODELS
-from labkit.serving.contract import Limits
+from labkit.serving.contract import Limits, ServerSettings
+from labkit.serving.process import load_model
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (the extra llama-cpp)")
 
@@ -45,7 +47,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(files):
-    return ChatModel("mini", "0", *load_llama_cpp(files["F32"]))
+    return load_chat_model(str(files["F32"]))
 
 
 @pytest.fixture
@@ -183,6 +185,17 @@ def test_a_beginning_that_was_read_is_not_read_again(files, monkeypatch):
     assert read == [60, 5, 1]
 
 
+def test_a_server_holds_as_many_rows_as_it_promises(files):
+    settings = ServerSettings(str(files["Q4_K_M"]), limits=Limits(concurrency=9))
+    served = load_model(settings)
+    rows = served.network.rows()
+    for _ in range(9):
+        rows.join(served.prompt_ids(WHO))
+    with pytest.raises(LabError, match="9 rows"):
+        rows.join(served.prompt_ids(WHO))
+    assert (served.backend, served.dtype, served.revision) == ("llama.cpp", "Q4_K_M", sha256_of(files["Q4_K_M"])[:12])
+
+
 def test_rows_that_are_dropped_make_room(files):
     network = LlamaCppNetwork(files["F32"], rows=2)
     held = [network.rows(), network.rows()]
@@ -196,7 +209,7 @@ def test_rows_that_are_dropped_make_room(files):
 
 
 def test_an_answer_that_is_given_up_does_not_keep_its_row(files):
-    model = ChatModel("mini", "0", *load_llama_cpp(files["F32"], rows=1))
+    model = load_chat_model(str(files["F32"]), rows=1)
     for _ in range(3):
         pieces = model.stream(WHO, Sampling(max_tokens=20))
         assert isinstance(next(pieces), str)
@@ -257,7 +270,7 @@ def test_a_token_that_the_network_does_not_know_is_not_made_up(tiny):
     assert max(tokenizer("<|endoftext|>")["input_ids"]) < 160
     assert (tokenizer.bos_token, tokenizer.eos_token) == (None, "<|im_end|>")
     schema = json_grammar({"enum": ["yes", "no"]})
-    assert ChatModel("tiny", "0", network, tokenizer).chat(HELLO, Sampling(), schema).text in ('"yes"', '"no"')
+    assert load_chat_model(str(tiny)).chat(HELLO, Sampling(), schema).text in ('"yes"', '"no"')
 
 
 def test_the_tokenizer_beside_the_file_is_used(files, tmp_path):

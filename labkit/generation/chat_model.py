@@ -138,22 +138,29 @@ def one_line(text: str) -> str:
 
 
 def load_chat_model(
-    model: str = EMBEDDED, device: str = "auto", dtype: str = "auto", backend: str = TRANSFORMERS
+    model: str = EMBEDDED,
+    device: str = "auto",
+    dtype: str = "auto",
+    backend: str | None = None,
+    rows: int = 8,
 ) -> ChatModel:
     """Load `model`: the embedded model's name, a folder with a transformers checkpoint, a GGUF file, or a hub id.
 
-    `device` is auto, cpu, cuda or mps; `backend` is auto, transformers, onnx or llama.cpp (see `choose_backend`).
+    `device` is auto, cpu, cuda or mps; `backend` is auto, transformers, onnx or llama.cpp (see `choose_backend`);
+    None is the reference: transformers, and llama.cpp for a GGUF file.
     `dtype` is a torch type's name, for onnx float32, int8 or int4. "auto" is int4 for onnx; else float32 on the CPU,
-    where 16-bit arithmetic is rarely faster, and the checkpoint's own type elsewhere. No code from a hub is ever run.
+    where 16-bit arithmetic is rarely faster, and the checkpoint's own type elsewhere. `rows` is the most answers at
+    once, for which llama.cpp takes its memory beforehand. No code from a hub is ever run.
     Raises LabError for an absent device or backend, a path that is no model, or a hub that cannot be reached.
     """
     source = _local_source(model)
+    backend = backend or (LLAMA_CPP if source and source.is_file() else TRANSFORMERS)
     chosen = ONNX_DEVICE if (backend, device) == (ONNX, "auto") else choose_device(device)
     picked = choose_backend(backend, source, chosen.name, dtype)
     if picked.name == LLAMA_CPP:
         from labkit.generation.llama_cpp_network import load_llama_cpp
 
-        network, tokenizer = load_llama_cpp(source)
+        network, tokenizer = load_llama_cpp(source, rows)
         return ChatModel(source.stem, sha256_of(source)[:12], network, tokenizer, picked.reason)
     with told_as_lab_error(source.name if source else model):
         # A model's own class of configuration loads transformers' models with it: seconds that ONNX does not need.

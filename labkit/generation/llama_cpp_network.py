@@ -22,8 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from labkit.errors import LabError
 from labkit.export.llama_library import last_error, llama_library, metadata
-from labkit.generation.batch import KEPT_PREFIXES, SHORTEST_PREFIX, common
 from labkit.generation.gguf_tokenizer import load_tokenizer
+from labkit.generation.prefixes import KEPT_PREFIXES, SHORTEST_PREFIX, common
 
 ROWS = 8
 MOST_ROWS = 128

@@ -290,7 +290,9 @@ def load_model(settings: ServerSettings):
     from labkit.generation import load_chat_model
 
     try:
-        return load_chat_model(settings.model, settings.device, settings.dtype, settings.backend)
+        return load_chat_model(
+            settings.model, settings.device, settings.dtype, settings.backend, settings.limits.concurrency
+        )
     except (LabError, MemoryError, RuntimeError) as error:
         cause = error.__cause__ or error
         if not isinstance(cause, MemoryError) and not NO_MEMORY.search(str(cause)):
