@@ -40,12 +40,13 @@ from labkit.layout import MODELS, ROOT, without_paths
 from labkit.serving.process import free_port
 
 RESULTS = Path(__file__).resolve().parent / "results" / "serving.json"
-OURS = "labkit serve"
+OURS = "labkit serve"  # with the backend that it chooses
+REFERENCE = "labkit serve --backend transformers"
 READY_SECONDS, STOP_SECONDS = 180, 15
 COLUMNS = ("tokens_per_second", "requests_per_second", "ttft_p50_ms", "tpot_p50_ms", "p95_ms", "peak_memory_mib")
 HEAD = (
-    "| server | clients | tokens/s (least to most) | ours / it | requests/s | TTFT p50 | TPOT p50 | p95 | peak MiB "
-    "| errors |"
+    "| server | clients | tokens/s (least to most) | default / it | transformers / it | requests/s | TTFT p50 | TPOT p50 "
+    "| p95 | peak MiB | errors |"
 )
 
 
@@ -69,10 +70,12 @@ class Engine:
 
 
 def engines(options: argparse.Namespace, clients: int) -> list[Engine]:
-    """Ours first, then the others, each with its command or the reason why it has none."""
-    ours = (sys.executable, "-m", "labkit.cli", "serve", "--model", options.model, "--port", "PORT")
+    """Ours with both backends first, then the others, each with its command or the reason why it has none."""
+    ours = (sys.executable, "-m", "labkit.cli", "serve", "--model", options.model, "--port", "PORT", "--device", "cpu")
+    ours = (*ours, "--concurrency", str(clients))
     return [
-        Engine(OURS, (*ours, "--device", "cpu", "--concurrency", str(clients))),
+        Engine(OURS, ours),
+        Engine(REFERENCE, (*ours, "--backend", "transformers")),
         *transformers_engines(options),
         *gguf_engines(options, clients),
     ]
@@ -200,7 +203,7 @@ def overhead(url: str, model: str, prompts: Sequence[str]) -> dict:
     Both render the chat template and read the prompt; each prompt goes one way and then at once the other. The client
     is Python's http.client on one connection.
     """
-    loaded = load_chat_model(model, "cpu")
+    loaded = load_chat_model(model, "cpu", backend="auto")
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
     connection.request("GET", "/v1/models")
@@ -226,22 +229,27 @@ def overhead(url: str, model: str, prompts: Sequence[str]) -> dict:
 
 
 def table(runs: Sequence[dict], clients: Sequence[int]) -> str:
-    """Medians over the rounds, times in ms; "ours / it" is the median ratio of tokens per second in the same round."""
+    """Medians over the rounds, times in ms; "default / it" and "transformers / it" are the median ratios of the tokens
+    per second of labkit's two backends to the server's, of the same round."""
     lines = [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
     by_place = {(run["server"], level["concurrency"], run["round"]): level for run in runs for level in run["levels"]}
     for server in dict.fromkeys(run["server"] for run in runs):
         for count in clients:
             held = {place[2]: level for place, level in by_place.items() if place[:2] == (server, count)}
-            ours = {number: by_place.get((OURS, count, number)) for number in held}
-            pairs = [(ours[number], level) for number, level in held.items() if ours[number]]
-            faster = spread([mine["tokens_per_second"] / its["tokens_per_second"] for mine, its in pairs])
             speed, *rest = (spread([level[name] for level in held.values()]) for name in COLUMNS)
-            cells = [f"{speed['median']:,.0f} ({speed['min']:,.0f} to {speed['max']:,.0f})", _cell(faster, ".2f")]
+            cells = [f"{speed['median']:,.0f} ({speed['min']:,.0f} to {speed['max']:,.0f})"]
+            cells += [_cell(_ratios(by_place, ours, count, held), ".2f") for ours in (OURS, REFERENCE)]
             errors = sum(level["errors"] for level in held.values())
             lines.append(
                 f"| {' | '.join([server, str(count), *cells, *(_cell(found) for found in rest), str(errors)])} |"
             )
     return "\n".join(lines)
+
+
+def _ratios(by_place: dict, ours: str, count: int, held: dict) -> dict | None:
+    mine = {number: by_place.get((ours, count, number)) for number in held}
+    pairs = [(mine[number], level) for number, level in held.items() if mine[number]]
+    return spread([own["tokens_per_second"] / its["tokens_per_second"] for own, its in pairs])
 
 
 def _cell(found: dict | None, style: str = ",.1f") -> str:

@@ -51,10 +51,11 @@ def test_a_command_gets_the_clients_and_shows_no_folder(serving):
 
 def test_the_table_holds_medians_and_ratios_of_the_same_round(serving):
     ours = [run_of(serving.OURS, number, speed) for number, speed in enumerate((100.0, 200.0, 300.0))]
+    reference = [run_of(serving.REFERENCE, 2, 60.0)]
     other = [run_of("other", number, speed, errors=1) for number, speed in ((0, 50.0), (2, 300.0))]
-    lines = serving.table([*ours, *other], [1]).splitlines()
-    assert lines[2] == "| labkit serve | 1 | 200 (100 to 300) | 1.00 | 2.0 |  | 8.5 | 1,234.5 | 300.0 | 0 |"
-    assert lines[3] == "| other | 1 | 175 (50 to 300) | 1.50 | 2.0 |  | 8.5 | 1,234.5 | 300.0 | 2 |"
+    lines = serving.table([*ours, *reference, *other], [1]).splitlines()
+    assert lines[2] == "| labkit serve | 1 | 200 (100 to 300) | 1.00 | 0.20 | 2.0 |  | 8.5 | 1,234.5 | 300.0 | 0 |"
+    assert lines[4] == "| other | 1 | 175 (50 to 300) | 1.50 | 0.20 | 2.0 |  | 8.5 | 1,234.5 | 300.0 | 2 |"
     assert all(line.count("|") == lines[0].count("|") for line in lines)
 
 
