@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import httpx2
@@ -37,13 +38,17 @@ from labkit.serving.runtimes import start_server
 RESULTS = Path(__file__).resolve().parent / "results" / "soak.json"
 OVERLOAD = 2  # clients for each place
 LEAVING = 3  # every third client leaves
+CHAT = "/v1/chat/completions"
+REST = 1.0  # seconds until the connections of clients that are gone have ended
 PATIENCE = 120.0  # seconds; an answer or a refusal that takes longer is an error
 SAMPLES_EVERY = 5.0  # seconds
 WARM_UP, WINDOW = 0.2, 0.25  # parts of the run: what is not counted, and what is compared with the last such part
 FLAT = 0.05
+FEW_THREADS = 4  # the readers of prompts come when they are needed, and stay; the rate limiter's comes and goes
 # Rates are counted, and nobody is refused for them: a client that is told to wait a minute is no load.
 LIMITS = Limits(concurrency=4, queue=8, max_output_tokens=64, requests_per_minute=1_000_000)
-JSON_OBJECT = {"response_format": {"type": "json_object"}}
+# What a request asks for beside its text, and how often among ten.
+KINDS = {"text": ({}, 8), "json": ({"response_format": {"type": "json_object"}}, 1), "two": ({"n": 2}, 1)}
 
 
 @dataclass
@@ -70,23 +75,38 @@ class Sample:
     threads: int
 
 
-class Left(Exception):
-    """A client that leaves."""
+@dataclass(frozen=True)
+class Asked:
+    """What the clients ask for. `limits` are the server's; a token has at least one letter."""
+
+    model: str
+    limits: dict
+    kinds: tuple[str, ...]
+
+    @property
+    def places(self) -> int:
+        return self.limits["concurrency"] + self.limits["queue"]
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        return [case.full_prompt()[: self.limits["max_input_tokens"] // 3] for case in load_cases()]
+
+    def body(self, chance: random.Random) -> dict:
+        text, (kinds, often) = chance.choice(self.prompts), zip(*(KINDS[kind] for kind in self.kinds), strict=True)
+        body = self.plain(text) | {"max_tokens": chance.randint(8, self.limits["max_output_tokens"])}
+        return body | {"stream": chance.random() < 0.5} | chance.choices(kinds, often)[0]
+
+    def plain(self, text: str = "Hello!") -> dict:
+        return {"model": self.model, "messages": [{"role": "user", "content": text}], "max_tokens": 32}
 
 
-async def client(number: int, http: httpx2.AsyncClient, model: str, most: int, end: float, tally: Tally) -> None:
+async def client(number: int, http: httpx2.AsyncClient, asked: "Asked", end: float, tally: Tally) -> None:
     """Ask until `end` (monotonic), and after a refusal only when it says so."""
-    chance, prompts = random.Random(number), [case.full_prompt() for case in load_cases()]
+    chance = random.Random(number)
     while time.monotonic() < end:
         usual = statistics.median(tally.seconds[-50:]) if tally.seconds else 1.0
         leaves = chance.uniform(0, usual) if number % LEAVING == 0 else None
-        await asyncio.sleep(await ask(http, body_of(chance, prompts, model, most), leaves, tally))
-
-
-def body_of(chance: random.Random, prompts: Sequence[str], model: str, most: int) -> dict:
-    body = {"model": model, "messages": [{"role": "user", "content": chance.choice(prompts)}], "temperature": 1.0}
-    body |= {"max_tokens": chance.randint(8, most), "stream": chance.random() < 0.5}
-    return body | chance.choices([{}, JSON_OBJECT, {"n": 2}], [8, 1, 1])[0]
+        await asyncio.sleep(await ask(http, asked.body(chance), leaves, tally))
 
 
 async def ask(http: httpx2.AsyncClient, body: dict, leaves: float | None, tally: Tally) -> float:
@@ -94,7 +114,7 @@ async def ask(http: httpx2.AsyncClient, body: dict, leaves: float | None, tally:
     started = time.monotonic()
     try:
         async with asyncio.timeout(PATIENCE if leaves is None else leaves):
-            async with http.stream("POST", "/v1/chat/completions", json=body) as response:
+            async with http.stream("POST", CHAT, json=body) as response:
                 text = (await response.aread()).decode()
     except TimeoutError:
         if leaves is None:
@@ -132,35 +152,33 @@ async def watch(pid: int, end: float, every: float) -> list[Sample]:
     return samples
 
 
-async def load(url: str, model: str, limits: dict, seconds: float, pid: int | None) -> tuple[Tally, list[Sample]]:
+async def load(url: str, asked: Asked, seconds: float, pid: int | None) -> tuple[Tally, list[Sample]]:
     """`seconds` of clients, OVERLOAD for each place."""
-    tally, end = Tally(), time.monotonic() + seconds
-    count = OVERLOAD * (limits["concurrency"] + limits["queue"])
+    tally, end, count = Tally(), time.monotonic() + seconds, OVERLOAD * asked.places
     pool = httpx2.Limits(max_connections=None, max_keepalive_connections=count)
     options = {"headers": auth_headers(), "timeout": None, "limits": pool, "trust_env": False}
     async with httpx2.AsyncClient(base_url=url, **options) as http, asyncio.TaskGroup() as group:
         watching = group.create_task(watch(pid, end, min(SAMPLES_EVERY, seconds / 20))) if pid else None
         for number in range(count):
-            group.create_task(client(number, http, model, limits["max_output_tokens"], end, tally))
+            group.create_task(client(number, http, asked, end, tally))
     return tally, watching.result() if watching else []
 
 
-async def at_rest(url: str, model: str, limits: dict, pid: int | None) -> dict:
+async def at_rest(url: str, asked: Asked, pid: int | None) -> dict:
     """What is taken while nobody asks, what becomes of as many requests as there are places, and what stays of them."""
-    idle, places = read_health(url), limits["concurrency"] + limits["queue"]
-    body = {"model": model, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32}
+    idle, most = read_health(url), 0
     async with httpx2.AsyncClient(base_url=url, headers=auth_headers(), timeout=PATIENCE, trust_env=False) as http:
-        asked = asyncio.gather(*(http.post("/v1/chat/completions", json=body) for _ in range(places)))
-        most = 0
-        while not asked.done():
-            health = await http.get("/health")
-            most = max(most, health.json().get("running", 0))
+        for kind in asked.kinds:  # what is loaded at its first use is there before anything is measured
+            await http.post(CHAT, json=asked.plain() | KINDS[kind][0])
+        answers = asyncio.gather(*(http.post(CHAT, json=asked.plain()) for _ in range(asked.places)))
+        while not answers.done():
+            most = max(most, (await http.get("/health")).json().get("running", 0))
             await asyncio.sleep(0.02)
-        statuses = Counter(str(answer.status_code) for answer in await asked)
-    await asyncio.sleep(2)  # for the connections to end
+        statuses = Counter(str(answer.status_code) for answer in await answers)
+    await asyncio.sleep(REST)
     left = vars(sample(pid, 0)) if pid else {}
     taken = {key: idle.get(key, "not told") for key in ("running", "waiting")}
-    return {"taken": taken, "asked_at_once": places, "statuses": dict(statuses), "most_running": most, **left}
+    return {"taken": taken, "asked_at_once": asked.places, "statuses": dict(statuses), "most_running": most, **left}
 
 
 def memory_of(samples: Sequence[Sample]) -> dict | None:
@@ -170,7 +188,7 @@ def memory_of(samples: Sequence[Sample]) -> dict | None:
         return None
     values = [sample.rss_mib for sample in samples]
     before, after = statistics.median(values[first : first + size]), statistics.median(values[-size:])
-    return {"after_warm_up": before, "at_the_end": after, "growth": round(after / before - 1, 4)}
+    return {"after_warm_up": round(before, 2), "at_the_end": round(after, 2), "growth": round(after / before - 1, 4)}
 
 
 def promises(tally: Tally, before: dict, after: dict, memory: dict | None, limits: dict) -> dict[str, bool]:
@@ -188,7 +206,7 @@ def promises(tally: Tally, before: dict, after: dict, memory: dict | None, limit
         kept["the full concurrency runs together"] = after["most_running"] == limits["concurrency"]
     if memory:
         kept["no file is left open"] = after["files"] <= before["files"]
-        kept["no thread is left"] = after["threads"] <= before["threads"] + 1  # the rate limiter's own comes and goes
+        kept["no thread is left"] = after["threads"] <= before["threads"] + FEW_THREADS
         kept[f"memory is flat within {FLAT:.0%}"] = abs(memory["growth"]) <= FLAT
     return kept
 
@@ -210,24 +228,25 @@ def enforced(url: str, options: argparse.Namespace) -> dict:
     told = None
     with contextlib.suppress(OSError):
         told = read_json_page(f"{url}/contract")
-    held = {"max_output_tokens": 64, "concurrency": options.concurrency, "queue": options.queue}
+    held = {"max_input_tokens": 1024, "max_output_tokens": 64}
+    held |= {"concurrency": options.concurrency, "queue": options.queue}
     return held | (told["limits"] if isinstance(told, dict) and "limits" in told else {})
 
 
 def soak(url: str, options: argparse.Namespace) -> dict:
     limits, pid = enforced(url, options), server_pid(url)
-    model = recorded_model(url) or first_model(open_client(url))
-    before = asyncio.run(at_rest(url, model, limits, pid))
-    tally, samples = asyncio.run(load(url, model, limits, options.minutes * 60, pid))
-    time.sleep(1)
-    after, memory = asyncio.run(at_rest(url, model, limits, pid)), memory_of(samples)
+    asked = Asked(recorded_model(url) or first_model(open_client(url)), limits, tuple(options.kinds.split(",")))
+    before = asyncio.run(at_rest(url, asked, pid))
+    tally, samples = asyncio.run(load(url, asked, options.minutes * 60, pid))
+    time.sleep(REST)
+    after, memory = asyncio.run(at_rest(url, asked, pid)), memory_of(samples)
     report = environment_report("cpu")
     return {
         "time": utc_now(),
         "machine": {"cpu": report.cpu, "cores": report.cores, "torch": report.torch},
-        "model": model,
+        "model": asked.model,
         "minutes": options.minutes,
-        "clients": OVERLOAD * (limits["concurrency"] + limits["queue"]),
+        "clients": OVERLOAD * asked.places,
         "limits": limits,
         "requests": sum(tally.statuses.values()) + tally.left + sum(tally.errors.values()),
         "statuses": {str(status): count for status, count in sorted(tally.statuses.items())},
@@ -274,6 +293,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="for the server that the script starts")
     parser.add_argument("--concurrency", type=int, default=4, help="of a server without /contract")
     parser.add_argument("--queue", type=int, default=8, help="of a server without /contract")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of requests: text, json, two (answers)")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--plot", type=Path, help="a PNG of the memory over time")
     return parser.parse_args(words)

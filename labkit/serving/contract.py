@@ -14,6 +14,7 @@ from labkit.errors import LabError
 from labkit.serving.schema import REQUEST_FIELDS
 
 SERVICE = "labkit chat completions"
+DRAIN_SECONDS = 5  # what answers under way get to finish in after Ctrl+C or SIGTERM
 
 # code -> (HTTP status, OpenAI error type, meaning). Every refusal of the server is one of these.
 ERRORS = {
@@ -59,7 +60,8 @@ MAY_BE_ZERO = ("queue", "requests_per_minute", "max_images")
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server enforces. Tokens are the served model's own; `request_seconds` counts waiting and generating.
+    """What the server enforces. Tokens are the served model's own; `request_seconds` counts waiting, generating and
+    the client's taking what it is sent: then the answer ends, and with it a connection that stays unread.
 
     `concurrency` answers are made at once, `queue` more may wait; the next one is refused with 503. With
     `requests_per_minute` a key that asks more often is refused with 429; 0 sets no such limit. A request has at most
@@ -171,5 +173,6 @@ def contract_document(settings: ServerSettings, model: str, revision: str) -> di
         "stop": {
             "command": f"labkit stop --port {settings.port}",
             "proof": "shutdown_proof.json: the process is gone and the port is closed",
+            "drain_seconds": DRAIN_SECONDS,
         },
     }

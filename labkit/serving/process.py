@@ -23,10 +23,9 @@ from labkit.endpoint import KEY_VARIABLE, key_from_environment
 from labkit.errors import LabError
 from labkit.evidence import json_text, read_json, utc_now, write_atomically
 from labkit.layout import STATE
-from labkit.serving.contract import ServerSettings
+from labkit.serving.contract import DRAIN_SECONDS, ServerSettings
 from labkit.serving.proof import check_proof_options, shutdown_proof
 
-DRAIN_SECONDS = 5  # what answers under way get to finish in after Ctrl+C or SIGTERM
 NO_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate memory|not enough memory|unable to mmap", re.I)
 
 
