@@ -220,8 +220,9 @@ def throughput_plot(benchmark: Mapping) -> Plot:
     clients = [level["concurrency"] for level in benchmark["levels"]]
     panels = (("tokens_per_second", "tokens per second", BLUE), ("p95_ms", "p95 latency (ms)", VERMILION))
     for axes, (key, label, colour) in zip(figure.subplots(1, 2), panels, strict=True):
-        axes.plot(clients, [level[key] for level in benchmark["levels"]], "o-", color=colour)
-        axes.set_ylim(bottom=0)
+        values = [level[key] for level in benchmark["levels"]]
+        axes.plot(clients, values, "o-", color=colour)
+        axes.set_ylim(0, 1.1 * max(values))
         axes.set_xticks(clients)
         axes.set(xlabel="clients at once", ylabel=label)
         axes.grid(alpha=0.3)

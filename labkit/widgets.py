@@ -3,6 +3,7 @@
 Only the parts of ipywidgets that 7.7 (Colab) and 8 share are used.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
@@ -146,7 +147,7 @@ def _stream_times(moment: Moment) -> list[tuple[str, str]]:
     """What is known so far; the server counts the tokens, and says so at the end."""
     return [
         ("time to first token", _ms(moment.ttft_ms)),
-        ("time per token", _ms(moment.ms_per_token)),
+        (f"time per {'piece' if moment.tokens is None else 'token'}", _ms(moment.ms_each)),
         ("so far" if moment.tokens is None else "whole answer", _ms(moment.elapsed_ms or None)),
         ("pieces of text", f"{moment.pieces}"),
         ("tokens", "..." if moment.tokens is None else f"{moment.tokens}"),
@@ -164,9 +165,20 @@ def _stream_html(moment: Moment) -> str:
 
 
 def text_table(rows: Sequence[Mapping], columns: Sequence[str] | None = None):
-    """`rows` as a pandas table for reading: left-aligned, without an index, only `columns` when they are given."""
+    """`rows` as a pandas table for reading: left-aligned, without an index, only `columns` when they are given.
+
+    What stands in a cell is text and never HTML: it may come from a stranger's server. Lists are joined, fractions
+    rounded to one digit, and a word as long as a line may break.
+    """
     import pandas
 
     left = {"selector": "th, td", "props": "text-align: left; vertical-align: top"}
-    known = [{key: "" if value is None else value for key, value in row.items()} for row in rows]
-    return pandas.DataFrame(known, columns=columns).style.hide(axis="index").set_table_styles([left])
+    table = pandas.DataFrame([{key: _cell(value) for key, value in row.items()} for row in rows], columns=columns)
+    return table.style.hide(axis="index").format(escape="html").set_table_styles([left])
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    text = "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
+    return re.sub(r"(\S{40})", "\\1\u200b", text)  # a zero-width space

@@ -263,8 +263,9 @@ def test_a_streamed_answer_can_be_watched_as_it_arrives(url):
     assert {moment.tokens for moment in moments} == {None}
     assert (last.text, last.tokens) == (moments[-1].text, 8)
     assert 0 < last.ttft_ms == moments[0].ttft_ms < last.elapsed_ms
-    assert last.ms_per_token == pytest.approx((last.elapsed_ms - last.ttft_ms) / 7, abs=0.001)
-    assert moments[0].ms_per_token is None
+    assert last.ms_each == pytest.approx((last.elapsed_ms - last.ttft_ms) / 7, abs=0.001)
+    assert moments[0].ms_each is None
+    assert moments[1].ms_each == pytest.approx(moments[1].elapsed_ms - last.ttft_ms, abs=0.001)
 
 
 def test_a_stream_that_is_refused_or_has_no_server_is_a_clear_error(url):

@@ -254,12 +254,12 @@ def test_a_new_record_replaces_the_one_of_its_name_and_keeps_the_others(pack):
 def test_the_rows_say_what_happened_what_could_not_and_survive_a_damaged_record(pack):
     write_drill(pack, [DONE, NotPossible("out_of_memory", "only Linux", DONE.time)])
     rows = {row["name"]: row for row in drill_rows(pack)}
-    assert rows["queue_full"]["a request then"] == "200 in 12 ms"
+    assert rows["queue_full"]["afterwards"] == "200 in 12 ms"
     assert rows["queue_full"]["detected"] == "one client got 503"
     assert rows["out_of_memory"]["provoked"] == "not possible here: only Linux"
     assert {tuple(row) for row in rows.values()} == {tuple(rows["queue_full"])}
     rewrite_json(pack.folder, FILE, drills=[{"name": "queue_full"}], not_possible_here=[])
-    assert [row["a request then"] for row in drill_rows(pack)] == [""]
+    assert [row["afterwards"] for row in drill_rows(pack)] == [""]
 
 
 @pytest.mark.parametrize("damaged", ["{", '{"drills": 7}', '{"drills": [7]}'])

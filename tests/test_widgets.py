@@ -1,5 +1,6 @@
 """The controls, driven as a hand would drive them, without a browser."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -73,6 +74,7 @@ def test_a_stream_is_drawn_into_one_output_with_its_times(monkeypatch):
     first, second, last = drawn  # the third moment came too soon after the second, and the end is always drawn
     assert "..." in first
     assert "He</pre>" in second
+    assert "<td>time per piece</td><td>...</td>" in second
     assert "Hello &lt;b&gt;</pre>" in last
     assert "<td>time to first token</td><td>20.0 ms</td>" in last
     assert "<td>time per token</td><td>10.0 ms</td>" in last
@@ -122,5 +124,17 @@ def test_a_text_table_shows_the_chosen_columns_on_the_left():
     shown = widgets.text_table([{"name": "a", "detail": "why", "extra": "x"}], ["name", "detail"]).to_html()
     assert "why" in shown
     assert "extra" not in shown
-    assert "None" not in widgets.text_table([{"name": "a", "detail": None}]).to_html()
+
+
+def test_a_text_table_holds_text_only():
+    cells = {"a": "Bearer <key>", "b": None, "c": ["x", "y"], "d": 3.14159, "e": 7, "f": "7" * 50}
+    shown = widgets.text_table([cells]).to_html()
+    assert re.findall(r"<td[^>]*>(.*?)</td>", shown) == [
+        "Bearer &lt;key&gt;",
+        "",
+        "x, y",
+        "3.1",
+        "7",
+        f"{'7' * 40}\u200b{'7' * 10}",
+    ]
     assert "text-align: left" in shown

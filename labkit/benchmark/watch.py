@@ -24,9 +24,9 @@ class Moment:
     tokens: int | None = None
 
     @property
-    def ms_per_token(self) -> float | None:
-        """The time per output token after the first; None before the end, and for an answer of one token."""
-        return time_per_token(self.elapsed_ms, self.ttft_ms, self.tokens or 0)
+    def ms_each(self) -> float | None:
+        """The time per output token after the first; per piece until the end. None where there is no second one."""
+        return time_per_token(self.elapsed_ms, self.ttft_ms, self.pieces if self.tokens is None else self.tokens)
 
     def later(self, piece: str, elapsed_ms: float) -> "Moment":
         return Moment(self.text + piece, self.pieces + 1, elapsed_ms, self.ttft_ms or elapsed_ms)

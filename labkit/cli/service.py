@@ -257,7 +257,7 @@ def release(
     evidence: EvidenceOption = None,
     route: RouteOption = None,
     port: PortOption = 8000,
-    drill: Annotated[bool, typer.Option(help="provoke the two failures for real (about half a minute)")] = True,
+    drill: Annotated[bool, typer.Option(help="provoke a taken port and a wrong model path for real")] = True,
 ) -> None:
     """Write the contract, the failure drill, the release gates and the runbook; the server must be running."""
     from labkit.drills import record_drills

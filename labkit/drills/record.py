@@ -94,7 +94,7 @@ def _row(record: dict) -> dict[str, str]:
     texts = {key: str(record.get(key, "")) for key in ("name", "provoked", "detected", "recovered", "seconds")}
     answered = record.get("answered")
     then = "{status} in {latency_ms:.0f} ms".format(**answered) if isinstance(answered, dict) else ""
-    return {**texts, "a request then": then}
+    return {**texts, "afterwards": then}
 
 
 def _held(pack: Pack) -> dict[str, list[dict]]:

@@ -136,7 +136,7 @@ CLAIMS = (
         "run `labkit bench` on the route rented_gpu",
     ),
     ClaimRule(
-        "The service recovers from two failures", ("13.4",), (release.DRILL,), recovered, "run the drill in 13.4"
+        "The service recovers from provoked failures", ("13.4",), (release.DRILL,), recovered, "run the drill in 13.4"
     ),
     ClaimRule(
         "The release gates are passed",
