@@ -45,8 +45,8 @@ REFERENCE = "labkit serve --backend transformers"
 READY_SECONDS, STOP_SECONDS = 180, 15
 COLUMNS = ("tokens_per_second", "requests_per_second", "ttft_p50_ms", "tpot_p50_ms", "p95_ms", "peak_memory_mib")
 HEAD = (
-    "| server | clients | tokens/s (least to most) | default / it | transformers / it | requests/s | TTFT p50 | TPOT p50 "
-    "| p95 | peak MiB | errors |"
+    "| server | clients | tokens/s (least to most) | default / it | transformers / it | requests/s | TTFT p50 "
+    "| TPOT p50 | p95 | peak MiB | errors |"
 )
 
 

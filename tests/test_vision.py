@@ -19,7 +19,9 @@ from tiny_server import HELLO, SMALL, chat, live, make_tiny_vision_model, refuse
 
 from labkit.conformance import PROBES, conformance
 from labkit.errors import LabError
-from labkit.generation import Batch, Prefixes, load_chat_model
+from labkit.generation import load_chat_model
+from labkit.generation.batch import Batch
+from labkit.generation.prefixes import Prefixes
 from labkit.serving.contract import Limits, Refusal
 from labkit.serving.images import read_images
 from labkit.serving.schema import ChatMessage
