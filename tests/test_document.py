@@ -43,6 +43,7 @@ TAKEN = [
     {"logprobs": True, "top_logprobs": 0},
     {"tools": [TOOL], "tool_choice": "required"},
     {"tool_choice": "none"},
+    {"tools": [TOOL], "parallel_tool_calls": False},
 ]
 REFUSED = [
     *({"messages": [message]} for message in REFUSED_MESSAGES),
@@ -57,6 +58,7 @@ REFUSED = [
     {"top_logprobs": 0},
     {"tool_choice": "required"},
     {"tool_choice": "sometimes"},
+    {"parallel_tool_calls": False},
 ]
 REFUSED_PROMPTS = ["", [], [""], ["x"] * (SMALL.concurrency + 1)]
 

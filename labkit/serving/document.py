@@ -54,7 +54,8 @@ def _tell_rules(schemas: dict[str, Schema]) -> None:
     scored = _either("top_logprobs", {"logprobs": {"const": True}})
     offered = _either("tool_choice", {"tools": {"type": "array"}}, {"tool_choice": {"const": "none"}})
     schemas["CompletionRequest"]["allOf"] = [streams]
-    schemas["ChatRequest"]["allOf"] = [streams, scored, offered]
+    called = _either("parallel_tool_calls", {"tools": {"type": "array"}})
+    schemas["ChatRequest"]["allOf"] = [streams, scored, offered, called]
     schemas["ChatMessage"]["anyOf"] = _turns()
 
 
