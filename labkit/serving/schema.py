@@ -189,8 +189,8 @@ class ChatRequest(Decoding):
 
     @model_validator(mode="after")
     def _agree(self):
-        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
+        if None not in (self.max_tokens, self.max_completion_tokens):
+            raise ValueError("max_tokens and max_completion_tokens are two names of one limit; send one of them")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs is only for logprobs: true")
         if self.tool_choice not in (None, "none") and not self.tools:
