@@ -35,7 +35,7 @@ TAKEN = [
     *({"messages": [message]} for message in TAKEN_MESSAGES),
     {"model": "tiny-llama"},
     {"max_tokens": SMALL.max_output_tokens},
-    {"max_completion_tokens": 4.0},
+    {"max_completion_tokens": 4.0, "max_tokens": None},
     {"stop": []},
     {"stop": "x" * 128},
     {"stream": True, "stream_options": {"include_usage": True}},
@@ -43,12 +43,14 @@ TAKEN = [
     {"logprobs": True, "top_logprobs": 0},
     {"tools": [TOOL], "tool_choice": "required"},
     {"tool_choice": "none"},
+    {"tools": [TOOL], "parallel_tool_calls": False},
 ]
 REFUSED = [
     *({"messages": [message]} for message in REFUSED_MESSAGES),
     {"model": "another"},
     {"max_tokens": SMALL.max_output_tokens + 1},
     {"max_completion_tokens": 4.5},
+    {"max_tokens": 4, "max_completion_tokens": 4},
     {"n": SMALL.concurrency + 1},
     {"stop": "x" * 129},
     {"stop": ["x"] * 5},
@@ -57,6 +59,7 @@ REFUSED = [
     {"top_logprobs": 0},
     {"tool_choice": "required"},
     {"tool_choice": "sometimes"},
+    {"parallel_tool_calls": False},
 ]
 REFUSED_PROMPTS = ["", [], [""], ["x"] * (SMALL.concurrency + 1)]
 

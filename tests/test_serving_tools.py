@@ -8,7 +8,11 @@ from test_tool_calls import HERMES_TEMPLATE, LLAMA_TEMPLATE, MISTRAL_ARGS_TEMPLA
 from tiny_server import CHATML, HELLO, chat, live, refused
 
 from labkit.errors import LabError
+from labkit.generation import Completion
 from labkit.serving.contract import Limits, ServerSettings
+from labkit.serving.plan import Planner
+from labkit.serving.scheduler import Piece
+from labkit.serving.schema import ChatRequest
 
 ROOMY = Limits(1500, 120, 65536, 60, concurrency=2, queue=2)
 SYMBOL = {"type": "object", "properties": {"symbol": {"type": "string", "enum": ["AAPL", "NVDA"]}}}
@@ -70,9 +74,24 @@ def test_the_guides_function_calling_loop(url):
     assert client.chat.completions.create(**body).usage.prompt_tokens > 0
 
 
+@pytest.mark.parametrize(("parallel", "calls"), [(None, 2), (True, 2), (False, 1)])
+def test_one_call_at_most_where_parallel_calls_are_not_wanted(tiny_model, monkeypatch, parallel, calls):
+    """The text is written by hand: no random model calls twice."""
+    monkeypatch.setattr(tiny_model.tokenizer, "chat_template", HERMES_TEMPLATE)
+    asked = ChatRequest.model_validate({"messages": HELLO, "tools": [PRICE], "parallel_tool_calls": parallel})
+    planner = Planner(tiny_model, ROOMY)
+    _, (draft,) = planner.orders(asked, planner.plan(asked))
+    call = '<tool_call>{"name": "get_stock_price", "arguments": {"symbol": "AAPL"}}</tool_call>'
+    deltas = draft.feed(Piece(f"Both:\n{call}\n{call}")).deltas
+    assert [delta["content"] for delta in deltas if "content" in delta] == ["Both:"]
+    assert len([delta for delta in deltas if "tool_calls" in delta]) == calls
+    assert draft.finish(Completion("", 9, 9, "stop", 0.0, 0.0)).finish_reason == "tool_calls"
+
+
 @pytest.mark.parametrize(
     ("more", "param"),
     [
+        ({"tools": None, "parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
         ({"tools": [PRICE, PRICE]}, "tools"),
         ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),

@@ -4,6 +4,7 @@ Both come from the same deltas, so text and finish_reason cannot differ between 
 """
 
 import json
+import math
 import re
 import secrets
 import time
@@ -50,22 +51,28 @@ class Draft:
 class ChatDraft(Draft):
     """A message whose text may hold reasoning and, in `style`, calls of the functions `names`.
 
-    `begun` is the opening of a call that was written for the model.
+    `begun` is the opening of a call that was written for the model; calls after `most_calls` are left out.
     """
 
     def __init__(
-        self, number: int, thinking: Thinking, style: ToolStyle | None, names: Collection[str], begun: str = ""
+        self,
+        number: int,
+        thinking: Thinking,
+        style: ToolStyle | None,
+        names: Collection[str],
+        begun: str = "",
+        most_calls: float = math.inf,
     ):
         super().__init__(number)
         self._reasoning = ReasoningSplitter(thinking)
         self._tools = ToolCallSplitter(style, names) if style else None
-        self._calls = 0
+        self._calls, self._most_calls = 0, most_calls
         if begun:
             self._tools.feed(begun)
 
     def finish(self, done: Completion) -> Step:
         deltas = self._parts(self._reasoning.end())
-        deltas += [self._delta(event) for event in (self._tools.end() if self._tools else [])]
+        deltas += self._told(self._tools.end() if self._tools else [])
         reason = "tool_calls" if self._calls and done.finish_reason == "stop" else done.finish_reason
         return Step(self.number, deltas, finish_reason=reason)
 
@@ -78,8 +85,11 @@ class ChatDraft(Draft):
             if isinstance(event, Reasoning):
                 deltas.append({"reasoning_content": event.text})
             else:
-                deltas += [self._delta(part) for part in (self._tools.feed(event) if self._tools else [event])]
+                deltas += self._told(self._tools.feed(event) if self._tools else [event])
         return deltas
+
+    def _told(self, parts: Sequence[str | ToolCall]) -> list[Delta]:
+        return [self._delta(part) for part in parts if isinstance(part, str) or self._calls < self._most_calls]
 
     def _delta(self, event: str | ToolCall) -> Delta:
         if isinstance(event, str):

@@ -39,14 +39,22 @@ def _tell_key(document: dict, asked_for: bool) -> None:
 
 
 def _tell_limits(fields: dict[str, Schema], model: str, limits: Limits) -> None:
-    """A keyword beside a field's `anyOf` holds for the type that it is about, and null stays allowed."""
-    fields["model"]["enum"] = [model, None]
-    fields["n"]["maximum"] = limits.concurrency
+    _narrow(fields["model"], string={"const": model})
+    _narrow(fields["n"], integer={"maximum": limits.concurrency})
     for name in fields.keys() & {"max_tokens", "max_completion_tokens"}:
-        fields[name]["maximum"] = limits.max_output_tokens
-    fields["stop"] |= {"minLength": 1, "maxLength": 128, "maxItems": 4, "items": {"minLength": 1, "maxLength": 128}}
+        _narrow(fields[name], integer={"maximum": limits.max_output_tokens})
+    stop = {"minLength": 1, "maxLength": 128}
+    _narrow(fields["stop"], string=stop, array={"maxItems": 4, "items": {"type": "string", **stop}})
     if "prompt" in fields:
-        fields["prompt"] |= {"minLength": 1, "minItems": 1, "maxItems": limits.concurrency, "items": {"minLength": 1}}
+        text = {"minLength": 1}
+        prompts = {"minItems": 1, "maxItems": limits.concurrency, "items": {"type": "string", **text}}
+        _narrow(fields["prompt"], string=text, array=prompts)
+
+
+def _narrow(field: Schema, **more: Schema) -> None:
+    """Add to the types that `field` may have; null stays as it is."""
+    for branch in field["anyOf"]:
+        branch |= more.get(branch["type"], {})
 
 
 def _tell_rules(schemas: dict[str, Schema]) -> None:
@@ -54,13 +62,19 @@ def _tell_rules(schemas: dict[str, Schema]) -> None:
     scored = _either("top_logprobs", {"logprobs": {"const": True}})
     offered = _either("tool_choice", {"tools": {"type": "array"}}, {"tool_choice": {"const": "none"}})
     schemas["CompletionRequest"]["allOf"] = [streams]
-    schemas["ChatRequest"]["allOf"] = [streams, scored, offered]
+    called = _either("parallel_tool_calls", {"tools": {"type": "array"}})
+    bounded = {"anyOf": [_null("max_tokens"), _null("max_completion_tokens")]}
+    schemas["ChatRequest"]["allOf"] = [streams, scored, offered, called, bounded]
     schemas["ChatMessage"]["anyOf"] = _turns()
 
 
 def _either(name: str, *conditions: dict[str, Schema]) -> Schema:
     """The field `name` is null or missing, or one of `conditions` holds: fields that must be there, each as told."""
-    return {"anyOf": [{"properties": {name: {"type": "null"}}}, *(_with(**condition) for condition in conditions)]}
+    return {"anyOf": [_null(name), *(_with(**condition) for condition in conditions)]}
+
+
+def _null(name: str) -> Schema:
+    return {"properties": {name: {"type": "null"}}}
 
 
 def _with(**fields: Schema) -> Schema:

@@ -1,5 +1,6 @@
 """What a request means for the model: token ids, how to decode, what keeps the answer to its form."""
 
+import math
 import re
 import secrets
 from collections.abc import Callable, Sequence
@@ -77,13 +78,14 @@ class Planner:
         ids, images = self._chat_ids(asked, style, offered)
         constraint, begun = self._form(asked, style, offered)
         thinking = "off" if constraint else thinking_of(template, self._model.tokenizer.decode(ids[-8:]))
+        most_calls = 1 if asked.parallel_tool_calls is False else math.inf
         names, used = [tool["function"]["name"] for tool in offered], style if offered else None
         return Plan(
             [ids + self._model.text_ids(begun)],
             "messages",
             constraint,
             style.marker if used else "",
-            lambda number: ChatDraft(number, thinking, used, names, begun),
+            lambda number: ChatDraft(number, thinking, used, names, begun, most_calls),
             images=images,
         )
 

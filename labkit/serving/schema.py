@@ -223,15 +223,18 @@ class ChatRequest(Decoding):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
         None, description="none, auto, required, or one function; default auto"
     )
+    parallel_tool_calls: bool | None = Field(None, description="with tools: false for one call at most; default true")
 
     @model_validator(mode="after")
     def _agree(self):
-        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
+        if None not in (self.max_tokens, self.max_completion_tokens):
+            raise ValueError("max_tokens and max_completion_tokens are two names of one limit; send one of them")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs is only for logprobs: true")
         if self.tool_choice not in (None, "none") and not self.tools:
             raise ValueError("tool_choice is only for tools")
+        if self.parallel_tool_calls is not None and not self.tools:
+            raise ValueError("parallel_tool_calls is only for tools")
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
             raise ValueError("tools name a function twice")

@@ -7,12 +7,14 @@ import json
 import re
 import secrets
 import string
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 SPACE = " \t\r\n"
 ID_LETTERS = string.ascii_letters + string.digits
+HALF_PAIR = re.compile("[\ud800-\udfff]")
 ID_LENGTH = 9  # Mistral's templates refuse any other; no other family minds
 
 
@@ -204,11 +206,12 @@ def partial_length(text: str, marker: str) -> int:
 def read_calls(text: str, name: str | None, known_names: Collection[str]) -> tuple[ToolCall, ...]:
     """The calls in a JSON text: one, or a list of them, or with `name` the arguments alone. None of them on any flaw.
 
-    Line breaks inside strings are forgiven, because small models write them. What no JSON reader must accept (NaN,
-    infinite numbers, half a surrogate pair, endless nesting) is a flaw.
+    Line breaks inside strings are forgiven, because small models write them. What is valid JSON and yet not for every
+    reader is written so that it is: a number beyond all floats as the last of them, half a surrogate pair as U+FFFD.
+    What no reader must accept (NaN, endless nesting) is a flaw.
     """
     try:
-        value = json.loads(text, strict=False)
+        value = json.loads(text, strict=False, parse_float=_float)
         found = [{"name": name, "arguments": value}] if name else value if isinstance(value, list) else [value]
         calls = tuple(_call(each, known_names) for each in found)
     except (ValueError, RecursionError):
@@ -225,8 +228,11 @@ def _call(found: Any, known_names: Collection[str]) -> ToolCall:
     if not isinstance(arguments, dict):
         raise ValueError("arguments are not an object")
     written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-    written.encode()  # half a surrogate pair cannot be sent
-    return ToolCall(name, written)
+    return ToolCall(name, HALF_PAIR.sub("\ufffd", written))
+
+
+def _float(digits: str) -> float:
+    return max(-sys.float_info.max, min(sys.float_info.max, float(digits)))
 
 
 def new_call_id() -> str:
