@@ -270,9 +270,10 @@ def test_a_proof_is_not_completed_while_the_process_is_there(monkeypatch, tmp_pa
     with pytest.raises(LabError, match=f"its process {mine.pid} is still there"):
         shutdown.stop_server(9)
     assert (tmp_path / "copy.json").read_text() == process.proof_file(9).read_text()
-    process.proof_file(9).write_text("{")
-    with pytest.raises(LabError, match="not readable JSON"):
-        shutdown.stop_server(9)
+    for broken, said in (("{", "not readable JSON"), ('{"pid": 1}', "does not say hourly_usd, process_gone, seconds")):
+        process.proof_file(9).write_text(broken)
+        with pytest.raises(LabError, match=said):
+            shutdown.stop_server(9)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")

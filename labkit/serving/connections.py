@@ -14,7 +14,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from labkit.serving.gate import CONNECTION, Traffic
 
-UNREAD_BYTES = 65_536  # which the system holds for a client; left to itself Linux grows that to megabytes for each
+UNREAD_BYTES = 65_536  # which the system holds for a client, and the server again; Linux alone would go to megabytes
 
 
 class Connection(AutoHTTPProtocol):
@@ -26,6 +26,7 @@ class Connection(AutoHTTPProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
+        transport.set_write_buffer_limits(high=UNREAD_BYTES)
         super().connection_made(transport)
 
     def connection_lost(self, error: Exception | None) -> None:

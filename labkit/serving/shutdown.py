@@ -77,6 +77,8 @@ def _completed(port: int, hourly_usd: float) -> dict | None:
     if not path.is_file() or port_open("127.0.0.1", port):
         return None
     left = read_json(path)
+    if missing := {"pid", "seconds", "hourly_usd", "process_gone"} - left.keys():
+        raise LabError(f"{path.name} does not say {', '.join(sorted(missing))}", "delete it")
     if created := left.pop("create_time", None):
         if not _wait(lambda: process_of(left["pid"], created) is None, EXIT_SECONDS):
             what = f"the server on port {port} has closed it, and its process {left['pid']} is still there"
