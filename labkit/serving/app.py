@@ -68,7 +68,7 @@ def create_app(chat_model: ChatModel, settings: ServerSettings) -> FastAPI:
     app.add_exception_handler(HTTPException, _refused)
     _add_information(app, chat_model)
     _add_answers(app, maker)
-    describe(app, chat_model.name, settings.limits)
+    describe(app, chat_model, settings.limits)
     return app
 
 
