@@ -4,6 +4,7 @@ import json
 
 import jsonschema
 import pytest
+from test_tool_calls import HERMES_TEMPLATE
 from tiny_server import HELLO, SMALL
 
 from labkit.serving.app import create_app
@@ -66,7 +67,9 @@ REFUSED_PROMPTS = ["", [], [""], ["x"] * (SMALL.concurrency + 1)]
 
 @pytest.fixture(scope="module")
 def document(tiny_model):
-    return create_app(tiny_model, ServerSettings(limits=SMALL)).openapi()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_model.tokenizer, "chat_template", HERMES_TEMPLATE)
+        return create_app(tiny_model, ServerSettings(limits=SMALL)).openapi()
 
 
 def fits(document, kind, body):
@@ -100,3 +103,24 @@ def test_prompts_are_judged_alike(document):
         with pytest.raises(Refusal):
             read(CompletionRequest, {"prompt": prompt})
         assert not fits(document, CompletionRequest, {"prompt": prompt})
+
+
+def test_a_model_without_tools_says_so(tiny_model):
+    document = create_app(tiny_model, ServerSettings(limits=SMALL)).openapi()
+    assert fits(document, ChatRequest, {"messages": HELLO, "tools": None, "tool_choice": "none"})
+    assert fits(document, ChatRequest, {"messages": [{**HELLO[0], "tool_calls": []}]})
+    assert not fits(document, ChatRequest, {"messages": HELLO, "tools": [TOOL]})
+    assert not fits(document, ChatRequest, {"messages": [{"role": "assistant", "tool_calls": [CALL]}]})
+
+
+def test_every_refusal_is_told_as_json(tiny_model):
+    """/metrics too, whose page is text."""
+    document = create_app(tiny_model, ServerSettings(limits=SMALL, api_keys=("k",))).openapi()
+    told = [
+        method["responses"]["401"]["content"]
+        for item in document["paths"].values()
+        for method in item.values()
+        if method["security"]
+    ]
+    assert [list(content) for content in told] == [["application/json"]] * 6
+    assert document["components"]["schemas"]["ErrorBody"]["required"] == ["error"]

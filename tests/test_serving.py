@@ -247,6 +247,12 @@ def test_bad_completions_are_refused(url, body, param):
     assert refused(response, 400, "context_length_exceeded" if len(str(body)) > 150 else "invalid_value", param)
 
 
+def test_completions_do_not_score_their_prompt(url):
+    """Harnesses ask so for the log-likelihood of a given answer."""
+    asked = {"prompt": "hello", "echo": True, "logprobs": 1, "max_tokens": 1}
+    assert refused(httpx.post(f"{url}/v1/completions", json=asked), 400, "unsupported_parameter", "echo")
+
+
 # What the server refuses
 
 BAD_VALUES = [

@@ -7,21 +7,25 @@ understood. It never forbids what the server takes; what only the text decides (
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from labkit.generation import ChatModel
 from labkit.serving.contract import Limits
 from labkit.serving.gate import OPEN_PATHS
-from labkit.serving.schema import ChatRequest, CompletionRequest
+from labkit.serving.schema import ChatRequest, CompletionRequest, ErrorBody
+from labkit.serving.tool_calls import style_of
 
 Schema = dict
 
 
-def describe(app: FastAPI, model: str, limits: Limits) -> None:
+def describe(app: FastAPI, model: ChatModel, limits: Limits) -> None:
     """Complete the document of `app`, which serves `model` within `limits`."""
     document = app.openapi()
-    kinds = [(kind, "validation") for kind in (ChatRequest, CompletionRequest)]
+    kinds = [(kind, "validation") for kind in (ChatRequest, CompletionRequest, ErrorBody)]
     _, more = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
     for kind in ("ChatRequest", "CompletionRequest"):
-        _tell_limits(more["$defs"][kind]["properties"], model, limits)
+        _tell_limits(more["$defs"][kind]["properties"], model.name, limits)
     _tell_rules(more["$defs"])
+    if style_of(model.tokenizer.chat_template) is None:
+        _without_tools(more["$defs"])
     parts = document.setdefault("components", {})
     parts["schemas"] = more["$defs"] | parts.get("schemas", {})
     _tell_key(document, bool(app.state.settings.api_keys))
@@ -49,6 +53,12 @@ def _tell_limits(fields: dict[str, Schema], model: str, limits: Limits) -> None:
         text = {"minLength": 1}
         prompts = {"minItems": 1, "maxItems": limits.concurrency, "items": {"type": "string", **text}}
         _narrow(fields["prompt"], string=text, array=prompts)
+
+
+def _without_tools(schemas: dict[str, Schema]) -> None:
+    """The model's chat template knows no tools: what offers them, or tells of calls, is refused."""
+    schemas["ChatRequest"]["properties"]["tools"]["anyOf"] = [{"type": "null"}]
+    _narrow(schemas["ChatMessage"]["properties"]["tool_calls"], array={"maxItems": 0})
 
 
 def _narrow(field: Schema, **more: Schema) -> None:
