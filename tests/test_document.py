@@ -111,3 +111,16 @@ def test_a_model_without_tools_says_so(tiny_model):
     assert fits(document, ChatRequest, {"messages": [{**HELLO[0], "tool_calls": []}]})
     assert not fits(document, ChatRequest, {"messages": HELLO, "tools": [TOOL]})
     assert not fits(document, ChatRequest, {"messages": [{"role": "assistant", "tool_calls": [CALL]}]})
+
+
+def test_every_refusal_is_told_as_json(tiny_model):
+    """/metrics too, whose page is text."""
+    document = create_app(tiny_model, ServerSettings(limits=SMALL, api_keys=("k",))).openapi()
+    told = [
+        method["responses"]["401"]["content"]
+        for item in document["paths"].values()
+        for method in item.values()
+        if method["security"]
+    ]
+    assert [list(content) for content in told] == [["application/json"]] * 6
+    assert document["components"]["schemas"]["ErrorBody"]["required"] == ["error"]

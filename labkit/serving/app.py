@@ -32,7 +32,6 @@ from labkit.serving.schema import (
     ChatRequest,
     CompletionRequest,
     Decoding,
-    ErrorBody,
     Health,
     ModelCard,
     ModelList,
@@ -136,7 +135,8 @@ def _add_answers(app: FastAPI, maker: "Maker") -> None:
 
 def refusals(*statuses: int) -> dict:
     """How /openapi.json tells them; 401 goes with every path of a server that has a key."""
-    return {status: {"model": ErrorBody, "description": "refused"} for status in (401, *statuses)}
+    body = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}  # also where a page is text
+    return {status: {"content": body, "description": "refused"} for status in (401, *statuses)}
 
 
 class Maker:

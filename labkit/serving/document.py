@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 from labkit.generation import ChatModel
 from labkit.serving.contract import Limits
 from labkit.serving.gate import OPEN_PATHS
-from labkit.serving.schema import ChatRequest, CompletionRequest
+from labkit.serving.schema import ChatRequest, CompletionRequest, ErrorBody
 from labkit.serving.tool_calls import style_of
 
 Schema = dict
@@ -19,7 +19,7 @@ Schema = dict
 def describe(app: FastAPI, model: ChatModel, limits: Limits) -> None:
     """Complete the document of `app`, which serves `model` within `limits`."""
     document = app.openapi()
-    kinds = [(kind, "validation") for kind in (ChatRequest, CompletionRequest)]
+    kinds = [(kind, "validation") for kind in (ChatRequest, CompletionRequest, ErrorBody)]
     _, more = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
     for kind in ("ChatRequest", "CompletionRequest"):
         _tell_limits(more["$defs"][kind]["properties"], model.name, limits)
