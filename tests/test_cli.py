@@ -165,6 +165,7 @@ def test_a_service_from_start_to_proof_of_stop(tmp_path):
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen([LABKIT, "serve", "--port", str(port)], stdout=subprocess.PIPE, text=True) as server:
         try:
+            assert server.stdout.readline().startswith("backend onnx, int4: ")
             assert f"at {url}" in server.stdout.readline()
             with urllib.request.urlopen(f"{url}/health") as answer:
                 assert json.load(answer)["status"] == "ok"
