@@ -1,14 +1,15 @@
 """A pack's README as an engineer who was not there uses it: its commands, run in order from the text itself."""
 
+import contextlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from healthy_pack import healthy_folder
 from tiny_server import SMALL, live
@@ -67,17 +68,26 @@ def workbook(tmp_path) -> Path:
 def run_text(commands: str, folder: Path) -> tuple[int, str, bool]:
     """Run `commands` with sh in `folder`: the exit code, what was printed, and whether a process was left behind."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    how = {"cwd": folder, "env": environment, "text": True, "start_new_session": True}
-    with subprocess.Popen(["sh", "-e", "-c", commands], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how) as run:
-        left = True
-        try:
-            printed, _ = run.communicate(timeout=300)
-        finally:
-            try:
-                os.killpg(run.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                left = False
-    return run.returncode, printed, left
+    log = folder / "printed.txt"
+    try:
+        with open(log, "w") as printed:
+            how = {"cwd": folder, "env": environment, "stdout": printed, "stderr": subprocess.STDOUT}
+            code = subprocess.run(["sh", "-e", "-c", commands], timeout=300, check=False, **how).returncode
+    finally:
+        left = started_in(folder)
+        for process in left:
+            process.kill()
+    return code, log.read_text(), bool(left)
+
+
+def started_in(folder: Path) -> list[psutil.Process]:
+    """The processes whose environment names `folder`: a process group's number may have gone to somebody else."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("PYTHONPATH") == str(folder):
+                found.append(process)
+    return found
 
 
 def test_the_commands_of_the_readme_start_test_stop_and_roll_back_the_service(

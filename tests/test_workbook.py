@@ -343,8 +343,8 @@ def test_a_server_that_a_failed_lesson_left_behind_is_stopped(one_lesson, tmp_pa
         import json, psutil, subprocess, sys, pathlib
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
         server = dict(pid=child.pid, create_time=psutil.Process(child.pid).create_time(), host="127.0.0.1", port=8765)
-        server |= dict(base_url="http://127.0.0.1:8765", model="m", revision="r", device="cpu", backend="b", limits={{}})
-        server |= dict(started="2026-01-01T00:00:00+00:00")
+        server |= dict(base_url="http://127.0.0.1:8765", model="m", revision="r", device="cpu", limits={{}})
+        server |= dict(backend="onnx", started="2026-01-01T00:00:00+00:00")
         pathlib.Path({str(state)!r}, "server-8765.json").write_text(json.dumps(server))
         pathlib.Path({str(tmp_path)!r}, "pid").write_text(str(child.pid))
         raise RuntimeError("stop here")
