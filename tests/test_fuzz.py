@@ -22,16 +22,17 @@ from labkit.serving.contract import Limits
 
 CASES = int(os.environ.get("LABKIT_FUZZ_CASES", "40"))
 MANY = CASES >= 1000  # new ones each time; the few are always the same
+PATIENCE = 600.0  # seconds for a request on a busy machine
 RULES = Path(__file__).parent / "schemathesis.toml"
 ANSWERS = ("/v1/chat/completions", "/v1/completions")
 
 
 @pytest.fixture(scope="module", params=[8])
 def url(tiny_model, request):
-    """A server of answers with so many tokens at most; one request at a time, so that no 503 is due."""
+    """A server of answers with so many tokens at most. One request at a time, all the time it takes: no 503, no 504."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny_model.tokenizer, "chat_template", HERMES_TEMPLATE)
-        with live(tiny_model, Limits(1500, request.param, 16384, 60, concurrency=2, queue=0)) as base_url:
+        with live(tiny_model, Limits(1500, request.param, 16384, PATIENCE, concurrency=2, queue=0)) as base_url:
             yield base_url
 
 
@@ -40,8 +41,10 @@ def test_the_server_keeps_to_its_own_document(url, tmp_path):
     har = tmp_path / "requests.har"
     phases = ["--phases", "coverage,fuzzing"] if MANY else ["--phases", "fuzzing", "--generation-deterministic"]
     fuzz = [Path(sys.executable).with_name("st"), "--config-file", RULES, "run", f"{url}/openapi.json", "--no-color"]
-    more = ["--continue-on-failure", "--max-examples", str(CASES // 2), "--report-har-path", har, *phases]
-    run = subprocess.run([*fuzz, *more], capture_output=True, text=True, cwd=tmp_path)
+    more = ["--continue-on-failure", "--request-timeout", str(PATIENCE), "--report-har-path", har]
+    run = subprocess.run(
+        [*fuzz, "--max-examples", str(CASES // 2), *phases, *more], capture_output=True, text=True, cwd=tmp_path
+    )
     assert run.returncode == 0, run.stdout[-20_000:] + run.stderr
     made = Counter()
     for entry in json.loads(har.read_text())["log"]["entries"]:
@@ -95,9 +98,8 @@ def test_a_schema_is_kept_or_refused(url, schema, seed, called):
         body = {"tools": [tool], "tool_choice": "required"}
     else:
         body = {"response_format": {"type": "json_schema", "json_schema": {"name": "f", "schema": schema}}}
-    response = httpx.post(
-        f"{url}/v1/chat/completions", json={"messages": HELLO, "temperature": 1, "seed": seed, **body}, timeout=60
-    )
+    asked = {"messages": HELLO, "temperature": 1, "seed": seed, **body}
+    response = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=PATIENCE)
     assert response.status_code in (200, 400), response.text
     if response.status_code == 200 and (choice := response.json()["choices"][0])["finish_reason"] != "length":
         said = choice["message"]["tool_calls"][0]["function"]["arguments"] if called else choice["message"]["content"]
