@@ -309,3 +309,9 @@ def test_every_refusal_has_openais_shape():
         assert refusal.status_code == status
         assert refusal.body() == {"error": {"message": "what", "type": kind, "param": "field", "code": code}}
         assert meaning
+
+
+def test_the_servers_socket_names_its_protocol():
+    """Without it asyncio leaves Nagle's algorithm on, and every whole answer waits for the client's delayed ACK."""
+    with process.claim_port("127.0.0.1", free_port()) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
