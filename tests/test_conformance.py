@@ -18,7 +18,7 @@ from labkit.cli import main
 from labkit.conformance import NOT_PROVED, PROBES, Probe, Verdict, conformance, feature_rows
 from labkit.errors import LabError
 from labkit.evidence import read_json, read_manifest
-from labkit.report import print_conformance
+from labkit.report.service import print_conformance
 
 BY_NAME = {probe.feature: probe for probe in PROBES}
 FITTING = '{"colour": "red", "count": 1}'

@@ -13,7 +13,10 @@ from rich.console import Console
 
 from labkit.errors import LabError
 from labkit.evidence import read_json
-from labkit.report import loss_plot, print_failures, print_verification, write_report
+from labkit.report.curve import loss_plot
+from labkit.report.evaluation import print_failures
+from labkit.report.page import write_report
+from labkit.report.verification import print_verification
 from labkit.verification import verify
 
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/x>'

@@ -16,7 +16,6 @@ import pytest
 from rich.console import Console
 from tiny_server import until
 
-from labkit import report
 from labkit.benchmark import benchmark
 from labkit.cli import main
 from labkit.endpoint import KEY_VARIABLE
@@ -24,6 +23,7 @@ from labkit.errors import LabError
 from labkit.evidence import read_json
 from labkit.landscape import runtimes as landscape
 from labkit.layout import MODELS
+from labkit.report.landscape import print_runtimes
 from labkit.serving import engines, process, runtimes, shutdown, smoke
 from labkit.serving.engines import EngineSettings, find_engine, load_engines, plan_launch
 from labkit.serving.process import free_port
@@ -211,7 +211,7 @@ def test_every_row_is_filled_and_says_where_it_is_from():
 
 def test_the_table_reads_well_in_100_columns():
     console = Console(width=100, file=io.StringIO())
-    report.print_runtimes(load_engines(), console)
+    print_runtimes(load_engines(), console)
     said = console.file.getvalue()
     assert max(map(len, said.splitlines())) <= 100
     for engine in load_engines():

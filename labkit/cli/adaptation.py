@@ -32,7 +32,7 @@ def rag(
         _show_retrieval(index, measure, k, as_json)
         return
     from labkit.generation import Sampling, load_chat_model
-    from labkit.report import print_sources
+    from labkit.report.evaluation import print_sources
 
     found = ground(index, question, k)
     messages = [{"role": "user", "content": found.prompt}]
@@ -49,7 +49,7 @@ def _show_retrieval(index, cases: Path, k: int, as_json: bool) -> None:
 
     from labkit.adaptation.rag import measure_retrieval
     from labkit.evaluation.cases import load_cases
-    from labkit.report import print_retrieval
+    from labkit.report.evaluation import print_retrieval
 
     report = measure_retrieval(index, [(case.prompt, case.cited) for case in load_cases(cases) if case.cited], k)
     if as_json:

@@ -72,7 +72,7 @@ def verify(
     if as_json:
         print_json(found.as_dict())
     else:
-        from labkit.report import print_verification
+        from labkit.report.verification import print_verification
 
         print_verification(found)
     raise typer.Exit(found.exit_code)
@@ -81,7 +81,7 @@ def verify(
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="the evidence pack")]) -> None:
     """Write report.html into a pack: claims, artifacts, plots, in one file without a network."""
-    from labkit.report import write_report
+    from labkit.report.page import write_report
 
     print(write_report(folder))
 
@@ -93,7 +93,8 @@ def run(
     evidence: EvidenceOption = None,
 ) -> None:
     """Run the notebooks in order on a route, keep the executed copies, then verify the pack."""
-    from labkit.report import print_verification, write_report
+    from labkit.report.page import write_report
+    from labkit.report.verification import print_verification
     from labkit.verification import verify as read_back
     from labkit.workbook import RunDisplay, run_workbook
 

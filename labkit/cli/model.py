@@ -79,7 +79,7 @@ def evaluate(
     from labkit.evaluation.runner import cases_with_review, evaluate, grounded_prompts, write_evaluation
     from labkit.evaluation.targets import endpoint_target, model_target
     from labkit.generation import Sampling, load_chat_model
-    from labkit.report import print_failures
+    from labkit.report.evaluation import print_failures
     from labkit.serving.process import recorded_model
 
     if model and base_url:
@@ -104,7 +104,8 @@ def compare(
 ) -> None:
     """Set evaluations of the same cases side by side: fixed, broken, still failing; exit 1 when a case was broken."""
     from labkit.evaluation.compare import compare_runs, pass_rates, read_run
-    from labkit.report import print_changes, print_pass_rates, write_comparison
+    from labkit.report.evaluation import print_changes, print_pass_rates
+    from labkit.report.page import write_comparison
 
     if len(runs) < 2:
         raise LabError("there is only one run to compare", "give two or more packs, the baseline first")
@@ -125,7 +126,7 @@ def compare(
 def models(family: Annotated[str, typer.Option(help="only this family, for example Qwen")] = "") -> None:
     """List the models the workbook knows, with licence, sizes and the age of each fact."""
     from labkit.landscape.models import model_table
-    from labkit.report import print_models
+    from labkit.report.landscape import print_models
 
     print_models(model_table(family))
 

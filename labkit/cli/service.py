@@ -114,7 +114,7 @@ def _serve_engine(runtime: str, dry_run: bool, proof: Path | None, hourly: float
 @app.command()
 def runtimes() -> None:
     """List the engines that `labkit serve --runtime` starts, and the remote APIs, with what is known of each."""
-    from labkit.report import print_runtimes
+    from labkit.report.landscape import print_runtimes
     from labkit.serving.engines import load_engines
 
     print_runtimes(load_engines())
@@ -184,7 +184,7 @@ def _bench_alone(url: str, model: str | None, device: str, load, clients: tuple[
     from labkit.benchmark import benchmark, write_benchmark
     from labkit.evidence import write_atomically
     from labkit.plots import throughput_plot
-    from labkit.report import print_benchmark
+    from labkit.report.service import print_benchmark
     from labkit.serving.process import server_pid
 
     pack = open_pack(out, route)
@@ -198,7 +198,7 @@ def _bench_alone(url: str, model: str | None, device: str, load, clients: tuple[
 
 def _bench_against(named: list, devices: list[str], load, clients: tuple[int, ...], rounds: int, out, route) -> None:
     from labkit.benchmark import compare, open_target
-    from labkit.report import print_comparison
+    from labkit.report.service import print_comparison
     from labkit.serving.process import server_pid
 
     a, b = (open_target(url, name, pid=server_pid(url)) for url, name in named)
@@ -244,7 +244,7 @@ def conform(
     from rich.progress import track
 
     from labkit.conformance import PROBES, conformance
-    from labkit.report import print_conformance
+    from labkit.report.service import print_conformance
 
     found = conformance(base_url, model, track(PROBES, "asking", transient=True, disable=not sys.stdout.isatty()))
     print_conformance(found)  # before the pack: one of another route must not cost the answers
