@@ -575,7 +575,13 @@ def test_the_slot_is_free_when_the_answer_is_whole(tiny_model):
     async def taken_at_the_end() -> int:
         admission, scheduler = Admission(SMALL), Scheduler(tiny_model, 1)
         deadline = asyncio.get_running_loop().time() + 20
-        job = Job([Wanted(tiny_model.prompt_ids(HELLO), Sampling(max_tokens=5))], scheduler, admission, deadline)
+        job = Job(
+            [Wanted(tiny_model.prompt_ids(HELLO), Sampling(max_tokens=5))],
+            scheduler,
+            admission,
+            deadline,
+            streamed=True,
+        )
         await job.start()
         async for _, item in job.items():
             if isinstance(item, Completion):

@@ -82,7 +82,7 @@ def test_one_call_at_most_where_parallel_calls_are_not_wanted(tiny_model, monkey
     planner = Planner(tiny_model, ROOMY)
     _, (draft,) = planner.orders(asked, planner.plan(asked))
     call = '<tool_call>{"name": "get_stock_price", "arguments": {"symbol": "AAPL"}}</tool_call>'
-    deltas = draft.feed(Piece(f"Both:\n{call}\n{call}")).deltas
+    deltas = draft.feed(Piece(f"Both:\n{call}\n{call}", tokens=9)).deltas
     assert [delta["content"] for delta in deltas if "content" in delta] == ["Both:"]
     assert len([delta for delta in deltas if "tool_calls" in delta]) == calls
     assert draft.finish(Completion("", 9, 9, "stop", 0.0, 0.0)).finish_reason == "tool_calls"

@@ -25,11 +25,15 @@ INSTALL = "pip install onnxruntime-genai onnx onnx-ir"
 GRAPH = "model.onnx"
 
 # Which weights a precision keeps in how many bits. int4 is mixed, as llama.cpp's Q4_K_M is: the last layer and the
-# most sensitive ones keep 8 bits. Of the builder's other ways to 4 bits each lost more of the embedded model's answers.
+# most sensitive ones keep 8 bits. Of the builder's other ways to 4 bits each lost more of the embedded model's answers
+# (k_quant_mixed two of 200, without 8 bits five to eight), or was slower (blocks of 16 weights by a quarter).
 PRECISIONS = {
     "float32": ("fp32", ()),
     "int8": ("int8", ()),
-    "int4": ("int4", ("algo_config=k_quant_mixed", "block_size=16")),
+    "int4": (
+        "int4",
+        ("algo_config=rtn", "matmul_mixed_precision=last_matmul:int8,mixed_layers:int8", "is_symmetric=false"),
+    ),
 }
 
 # Families whose graphs were found to have the logits of transformers, row by row (tests/test_onnx.py has some).

@@ -43,8 +43,9 @@ class Answer:
 
     Special tokens are no text, but for `kept`: a family may begin its tool calls with one.
 
-    A tail that may still become a stop text, or that is half a UTF-8 character, is held back, so that a piece once
-    given is never taken back.
+    `take` gives it tokens and `piece` tells what they say; a reader that is slower than the tokens asks for a piece of
+    several. A tail that may still become a stop text, or that is half a UTF-8 character, is held back, so that a piece
+    once given is never taken back.
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class Answer:
         self._generator = torch.Generator("cpu").manual_seed(sampling.seed)
         self._made: list[int] = []
         self._counts: Counter = Counter()
-        self._text, self._sent = "", 0
+        self._cut: int | None = None  # where a stop text begins
+        self._sent = 0
         self._started, self._first = time.perf_counter(), 0.0
         self._scores: list[TokenScore] = []
         self.finish_reason = ""
@@ -74,31 +76,37 @@ class Answer:
         """The token that was chosen last."""
         return self._made[-1]
 
-    def take(self, logits: Tensor) -> str:
-        """Choose the next token from `logits`, shape (vocab,), and return the text that it makes certain.
+    @property
+    def tokens(self) -> int:
+        """How many tokens the answer has."""
+        return len(self._made)
 
-        The text is empty while it is held back. Sets `finish_reason` when this was the last token.
-        """
+    def take(self, logits: Tensor) -> None:
+        """Choose the next token from `logits`, shape (vocab,). Sets `finish_reason` when this was the last one."""
         logits = logits.float().cpu()
         token = self._choose(logits)
         self._first = self._first or time.perf_counter() - self._started
         if token in self._end_ids:
-            return self._finish("stop")
+            self.finish_reason = "stop"
+            return
         self._made.append(token)
         self._counts[token] += 1
         if self._sampling.top_logprobs is not None:
             self._scores.append(self._score(logits, token))
         self._growing.add(token)
-        self._text = self._growing.text
-        cut = first_stop(self._text, self._sampling.stop)
-        if cut is not None:
-            self._text = self._text[:cut]
-            return self._finish("stop")
-        if self._constraint is not None and self._constraint.complete:
-            return self._finish("stop")
-        if len(self._made) == self._most:
-            return self._finish("length")
-        return self._piece(len(self._text) - held_back(self._text, self._sampling.stop))
+        if self._sampling.stop:
+            self._cut = first_stop(self._growing.text, self._sampling.stop)
+        if self._cut is not None or (self._constraint is not None and self._constraint.complete):
+            self.finish_reason = "stop"
+        elif len(self._made) == self._most:
+            self.finish_reason = "length"
+
+    def piece(self) -> str:
+        """The text that became certain since the last piece; empty while it is held back."""
+        text = self._growing.text[: self._cut]
+        certain = len(text) if self.finish_reason else len(text) - held_back(text, self._sampling.stop)
+        start, self._sent = self._sent, max(self._sent, certain)
+        return text[start : self._sent]
 
     def scores(self, since: int) -> list[TokenScore]:
         """The scores of the tokens from number `since` on; none where the request asked for none."""
@@ -108,7 +116,7 @@ class Answer:
         """The answer, finished or not."""
         seconds = time.perf_counter() - self._started
         return Completion(
-            self._text,
+            self._growing.text[: self._cut],
             self._prompt_tokens,
             len(self._made),
             self.finish_reason,
@@ -135,14 +143,6 @@ class Answer:
             logprobs[token].item(),
             tuple((self._tokenizer.decode([number]), value) for number, value in likeliest),
         )
-
-    def _finish(self, reason: str) -> str:
-        self.finish_reason = reason
-        return self._piece(len(self._text))
-
-    def _piece(self, until: int) -> str:
-        start, self._sent = self._sent, max(self._sent, until)
-        return self._text[start : self._sent]
 
 
 def first_stop(text: str, stops: Sequence[str]) -> int | None:

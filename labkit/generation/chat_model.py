@@ -105,9 +105,11 @@ class ChatModel:
         """
         ids, rows = self.prompt_ids(messages), self.network.rows()
         answer = self.answer(ids, sampling or Sampling(), self.constraint(grammar))
-        yield answer.take(rows.join(ids))
+        answer.take(rows.join(ids))
+        yield answer.piece()
         while not answer.finish_reason:
-            yield answer.take(rows.step([answer.last])[0])
+            answer.take(rows.step([answer.last])[0])
+            yield answer.piece()
         yield answer.completion()
 
 

@@ -6,8 +6,10 @@ buffer for each layer, padded on the right, and a token costs no copying.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy
 import onnxruntime
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from labkit.generation.backends import ONNX_DTYPE
 from labkit.generation.prefixes import Layers, Prefixes
 
 SHORTEST_CAPACITY = 128  # tokens; a buffer that is too short is made twice as long
+SMALL = 100_000_000  # parameters; up to here one thread decodes a row sooner than it could wake a second (measured)
 
 
 def load_onnx(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, device_reason: str) -> "OnnxNetwork":
@@ -49,7 +52,7 @@ class OnnxNetwork:
         self.end_ids = _end_ids(checkpoint, tokenizer)
         model = read_config(export, "genai_config.json")["model"]
         self.context_length = int(model["context_length"])
-        self._session = _session(export / GRAPH)
+        self._session = _session(export / GRAPH, 1 if self.parameter_count <= SMALL else torch.get_num_threads())
         self.vocabulary = int(self._session.get_outputs()[0].shape[-1])
         decoder = model["decoder"]
         self._shape = (decoder["num_key_value_heads"], decoder["head_size"])
@@ -83,10 +86,10 @@ def _memory_names(decoder: dict) -> list[tuple[str, str]]:
     return [(past % layer, present % layer) for layer in range(decoder["num_hidden_layers"]) for past, present in pairs]
 
 
-def _session(path: Path):
-    """A session with as many threads as torch uses; they sleep between two tokens, for a server has others to run."""
+def _session(path: Path, threads: int):
+    """A session whose threads sleep between two tokens, for a server has others to run."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_mem_pattern = False  # a plan of the memory for each new length of a prompt
     options.log_severity_level = 3
@@ -95,6 +98,20 @@ def _session(path: Path):
     except Exception as error:  # onnxruntime's own classes have no base but this
         reason = str(error).strip().splitlines()[0]
         raise LabError(f"onnxruntime cannot load {path.name}: {reason}", "use --backend transformers") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """A pass of the graph over some rows, with its places in memory: what it reads there, and where it writes.
+
+    `ids` has shape (rows, tokens); `mask` (rows, tokens that the memory holds), 1 for each token of a row; `logits`
+    (rows, 1, vocab).
+    """
+
+    binding: onnxruntime.IOBinding
+    ids: numpy.ndarray
+    mask: numpy.ndarray
+    logits: Tensor
 
 
 class OnnxRows:
@@ -117,7 +134,7 @@ class OnnxRows:
         self._prefixes = prefixes
         self._slots: list[int] = []
         self._lengths: list[int] = []  # of each slot
-        self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}  # of the memory, by slot and rows
+        self._steps: dict[int, Pass] = {}  # a token for each of so many rows
         self._memory = [torch.zeros(1, shape[0], min(SHORTEST_CAPACITY, context_length), shape[1]) for _ in names]
 
     def __len__(self) -> int:
@@ -129,7 +146,9 @@ class OnnxRows:
         slot, length = len(self._slots), len(ids)
         self._make_room(slot + 1, length)
         known = self._recall(slot, self._prefixes.longest(ids))
-        logits = self._run(torch.tensor([ids[known:]]), torch.ones(1, length, dtype=torch.int64), slot)[0]
+        reading = self._pass(slot, 1, length - known, length)
+        reading.ids[0], reading.mask[0] = ids[known:], 1
+        logits = self._run(reading)[0]
         self._prefixes.keep(ids, self._layers(slot, length))
         self._slots.append(slot)
         self._lengths.append(length)
@@ -138,12 +157,13 @@ class OnnxRows:
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Give each row its token, in order, and return the logits of what comes next, shape (rows, vocab)."""
-        lengths = [length + 1 for length in self._lengths]
-        self._make_room(len(lengths), max(lengths))
-        ids = torch.empty(len(tokens), 1, dtype=torch.int64)
-        ids[self._slots, 0] = torch.tensor(tokens)
-        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-        logits = self._run(ids, mask, 0)
+        rows, lengths = len(tokens), [length + 1 for length in self._lengths]
+        self._make_room(rows, max(lengths))
+        capacity = self._memory[0].shape[2]
+        step = self._steps[rows] = self._steps.get(rows) or self._pass(0, rows, 1, capacity)
+        step.ids[self._slots, 0] = tokens
+        step.mask[:] = numpy.arange(capacity) < numpy.array(lengths)[:, None]
+        logits = self._run(step)
         self._lengths = lengths
         return logits[self._slots]
 
@@ -168,7 +188,7 @@ class OnnxRows:
         for number, old in enumerate(self._memory):
             self._memory[number] = torch.zeros(max(more, have), heads, longer, width)
             self._memory[number][:have, :, :capacity] = old
-        self._bindings.clear()
+        self._steps.clear()
 
     def _recall(self, slot: int, layers: Layers) -> int:
         """Copy what is remembered of a prompt's beginning into `slot`; the number of its tokens."""
@@ -181,24 +201,24 @@ class OnnxRows:
         halves = [memory[slot : slot + 1, :, :length].clone() for memory in self._memory]
         return list(zip(halves[::2], halves[1::2], strict=True))
 
-    def _run(self, ids: Tensor, mask: Tensor, slot: int) -> Tensor:
-        """One pass of `ids`, shape (rows, tokens), for the slots from `slot` on: the last logits, (rows, vocab)."""
-        logits, binding = torch.empty(len(ids), 1, self._vocabulary), self._binding(slot, len(ids))
+    def _pass(self, slot: int, rows: int, tokens: int, total: int) -> Pass:
+        """A pass of `tokens` for each of the `rows` slots from `slot` on, of which none is longer than `total` then."""
+        binding = self._session.io_binding()
+        for (past, present), memory in zip(self._names, self._memory, strict=True):
+            part = memory[slot : slot + rows]
+            _bind(binding.bind_input, past, part)
+            _bind(binding.bind_output, present, part)
+        ids, mask = torch.zeros(rows, tokens, dtype=torch.int64), torch.zeros(rows, total, dtype=torch.int64)
+        logits = torch.empty(rows, 1, self._vocabulary)
         _bind(binding.bind_input, "input_ids", ids)
         _bind(binding.bind_input, "attention_mask", mask)
         _bind(binding.bind_output, "logits", logits)
-        self._session.run_with_iobinding(binding)
-        return logits[:, 0]
+        return Pass(binding, ids.numpy(), mask.numpy(), logits)
 
-    def _binding(self, slot: int, rows: int) -> onnxruntime.IOBinding:
-        """The memory of some slots as what the graph reads and, in the same place, as what it writes."""
-        if (slot, rows) not in self._bindings:
-            binding = self._bindings[slot, rows] = self._session.io_binding()
-            for (past, present), memory in zip(self._names, self._memory, strict=True):
-                part = memory[slot : slot + rows]
-                _bind(binding.bind_input, past, part)
-                _bind(binding.bind_output, present, part)
-        return self._bindings[slot, rows]
+    def _run(self, ready: Pass) -> Tensor:
+        """The last logits of each row, (rows, vocab)."""
+        self._session.run_with_iobinding(ready.binding)
+        return ready.logits[:, 0]
 
 
 def _bind(bind, name: str, tensor: Tensor) -> None:

@@ -1,8 +1,8 @@
-"""Text that grows token by token, without decoding all of it for each token."""
+"""Text that grows token by token, without decoding all of it again each time that it is read."""
 
 from collections.abc import Collection
 
-LONGEST_TAIL = 16  # tokens that are decoded again for each new one
+LONGEST_TAIL = 16  # tokens that are decoded again together with new ones
 CONTEXT = 4  # tokens before the new ones: what a token says may depend on whether it is the first (leading spaces)
 
 
@@ -17,16 +17,21 @@ class GrowingText:
         self._fixed = ""
         self._tail: list[int] = []
         self._known = 0  # characters of the tail's text that are the end of the fixed text
-        self.text = ""
+        self._text: str | None = ""  # None: there are tokens that were not decoded yet
 
     def add(self, token: int) -> None:
-        if token in self._left_out:
-            return
-        self._tail.append(token)
-        self.text = self._fixed + self._decoded()[self._known :]
-        if len(self._tail) > LONGEST_TAIL and not self.text.endswith("\ufffd"):
-            self._fixed, self._tail = self.text, self._tail[-CONTEXT:]
-            self._known = len(self._decoded())
+        if token not in self._left_out:
+            self._tail.append(token)
+            self._text = None
+
+    @property
+    def text(self) -> str:
+        if self._text is None:
+            self._text = self._fixed + self._decoded()[self._known :]
+            if len(self._tail) > LONGEST_TAIL and not self._text.endswith("\ufffd"):
+                self._fixed, self._tail = self._text, self._tail[-CONTEXT:]
+                self._known = len(self._decoded())
+        return self._text
 
     def _decoded(self) -> str:
         return self._tokenizer.decode(self._tail, skip_special_tokens=False)

@@ -142,7 +142,7 @@ class Usage:
 
     def add(self, number: int, item: Piece | Completion) -> None:
         if isinstance(item, Piece):
-            self._made[number] += 1
+            self._made[number] += item.tokens
         else:
             self._made[number] = item.completion_tokens
             self.first_token_seconds = self.first_token_seconds or item.first_token_seconds

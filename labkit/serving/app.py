@@ -161,7 +161,7 @@ class Maker:
         if self._settings.log_prompts:
             record.prompt = self._model.tokenizer.decode(plan.prompts[0])
         wanted, drafts = self._planner.orders(asked, plan)
-        job = Job(wanted, self._scheduler, self._admission, deadline)
+        job = Job(wanted, self._scheduler, self._admission, deadline, bool(asked.stream))
         tokens = sum(len(ids) for ids in plan.prompts)
         reply = Reply(form, self._model.name, self._model.revision, drafts, tokens, asked.include_usage)
         await job.start()

@@ -32,16 +32,18 @@ class Admission:
 class Job:
     """The answers to one request. `start` takes their places; `items` gives (number of the answer, what was made).
 
-    After `deadline` (the event loop's time) both methods raise Refusal (504) and the job is cancelled. Cancelling stops
-    the answers at their next token.
+    A `streamed` job makes many pieces, any other one for each answer. After `deadline` (the event loop's time) both
+    methods raise Refusal (504) and the job is cancelled. Cancelling stops the answers at their next token.
     """
 
-    def __init__(self, wanted: Sequence[Wanted], scheduler: Scheduler, admission: Admission, deadline: float):
+    def __init__(
+        self, wanted: Sequence[Wanted], scheduler: Scheduler, admission: Admission, deadline: float, streamed: bool
+    ):
         self._loop = asyncio.get_running_loop()
         self._deadline = deadline
         self._scheduler, self._admission = scheduler, admission
         self._made: asyncio.Queue = asyncio.Queue()
-        self._orders = [self._order(number, one) for number, one in enumerate(wanted)]
+        self._orders = [self._order(number, one, streamed) for number, one in enumerate(wanted)]
         self._first: list[tuple[int, Piece | Completion]] = []
 
     def cancel(self) -> None:
@@ -49,7 +51,7 @@ class Job:
             order.cancelled.set()
 
     async def start(self) -> None:
-        """Returns when the first token is there. Raises Refusal when there is no place, or none in time."""
+        """Returns when the first piece is there. Raises Refusal when there is no place, or none in time."""
         self._admission.take(len(self._orders))
         self._scheduler.submit(self._orders)
         self._first = [await self._next()]
@@ -62,11 +64,12 @@ class Job:
             left -= isinstance(item, Completion)
             yield number, item
 
-    def _order(self, number: int, one: Wanted) -> Order:
+    def _order(self, number: int, one: Wanted, streamed: bool) -> Order:
         return Order(
             one,
             tell=lambda item: self._on_loop(self._made.put_nowait, (number, item)),
             left=lambda: self._on_loop(self._admission.give_back),
+            streamed=streamed,
         )
 
     def _on_loop(self, call, *values) -> None:

@@ -5,7 +5,9 @@ own. An answer that is cancelled leaves at the next token.
 """
 
 import logging
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +16,18 @@ from labkit.generation import Answer, ChatModel, Completion, Constraint, Images,
 
 log = logging.getLogger("labkit.serving")
 
+# A streamed answer's tokens of so many seconds go out together. Nobody reads faster, and each chunk costs the server and
+# its client more than a small model's token does.
+PIECE_SECONDS = 0.025
+
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that was just made certain (empty while it is held back), and the scores of the token where asked for."""
+    """Text that was just made certain (empty while it is held back), the number of tokens since the last piece, and
+    their scores where asked for."""
 
     text: str
+    tokens: int
     scores: tuple[TokenScore, ...] = ()
 
 
@@ -40,7 +48,9 @@ class Wanted:
 
 @dataclass(eq=False)
 class Order:
-    """One answer to be made. `tell` is called from the scheduler's thread with each item; `left` when it is all over.
+    """One answer to be made, in pieces if it is `streamed`, else in one.
+
+    `tell` is called from the scheduler's thread with each item; `left` when it is all over.
 
     `left` comes before the last item is told: a client that has its whole answer may ask again at once, and must not be
     refused because of the answer that it holds in its hands.
@@ -49,21 +59,25 @@ class Order:
     wanted: Wanted
     tell: Callable[[Item], None]
     left: Callable[[], None]
+    streamed: bool
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(eq=False)
 class Row:
-    """An order that is being answered."""
+    """An order that is being answered. Its next piece is told not before `due`, a time of the monotonic clock."""
 
     order: Order
     answer: Answer
-    scored: int = 0
+    due: float
+    told: int = 0  # tokens
 
-    def tell(self, text: str) -> None:
-        scores = tuple(self.answer.scores(self.scored))
-        self.scored += len(scores)
-        self.order.tell(Piece(text, scores))
+    def tell(self) -> None:
+        """Tell what the answer has that was not told, and when it is due next."""
+        scores = tuple(self.answer.scores(self.told))
+        since, self.told = self.told, self.answer.tokens
+        self.due = max(self.due, time.monotonic() + PIECE_SECONDS)
+        self.order.tell(Piece(self.answer.piece(), self.told - since, scores))
 
 
 class Scheduler:
@@ -107,9 +121,16 @@ class Scheduler:
         while self._wait_for_work():
             self._leave_cancelled()
             while len(self._rows) < self._width and self._waiting:
+                self._tell_streams()
                 self._join(self._waiting.popleft())
             if self._rows:
                 self._step()
+
+    def _tell_streams(self) -> None:
+        """Nobody waits for tokens that are there while a long prompt is read."""
+        for row in self._rows:
+            if row.order.streamed and row.told < row.answer.tokens:
+                row.tell()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -151,7 +172,7 @@ class Scheduler:
         except BaseException as error:  # a panic in a library's Rust is no Exception
             _end(order, _told(error))
             return
-        self._rows.append(Row(order, answer))
+        self._rows.append(Row(order, answer, due=0.0 if order.streamed else math.inf))
         self._take(len(self._rows) - 1, logits)
 
     def _step(self) -> None:
@@ -168,7 +189,9 @@ class Scheduler:
         """Give row `number` its next token, and let it leave when that was the last."""
         row = self._rows[number]
         try:
-            row.tell(row.answer.take(logits))
+            row.answer.take(logits)
+            if row.answer.finish_reason or time.monotonic() >= row.due:
+                row.tell()
         except BaseException as error:
             self._leave(number, _told(error))
             return
