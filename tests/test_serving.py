@@ -25,7 +25,7 @@ from labkit.serving import contract
 from labkit.serving.app import create_app
 from labkit.serving.contract import Limits, ServerSettings
 from labkit.serving.gate import JsonLines
-from labkit.serving.jobs import Admission, Job
+from labkit.serving.jobs import Admission, Job, Mailbox
 from labkit.serving.scheduler import Scheduler, Wanted
 from labkit.serving.schema import ChatRequest
 
@@ -579,6 +579,7 @@ def test_the_slot_is_free_when_the_answer_is_whole(tiny_model):
             [Wanted(tiny_model.prompt_ids(HELLO), Sampling(max_tokens=5))],
             scheduler,
             admission,
+            Mailbox(asyncio.get_running_loop()),
             deadline,
             streamed=True,
         )

@@ -135,6 +135,7 @@ class OnnxRows:
         self._slots: list[int] = []
         self._lengths: list[int] = []  # of each slot
         self._steps: dict[int, Pass] = {}  # a token for each of so many rows
+        self._readers: dict[int, onnxruntime.IOBinding] = {}  # the memory of a slot, for its prompt
         self._memory = [torch.zeros(1, shape[0], min(SHORTEST_CAPACITY, context_length), shape[1]) for _ in names]
 
     def __len__(self) -> int:
@@ -146,7 +147,8 @@ class OnnxRows:
         slot, length = len(self._slots), len(ids)
         self._make_room(slot + 1, length)
         known = self._recall(slot, self._prefixes.longest(ids))
-        reading = self._pass(slot, 1, length - known, length)
+        reader = self._readers[slot] = self._readers.get(slot) or self._binding(slot, 1)
+        reading = self._pass(reader, 1, length - known, length)
         reading.ids[0], reading.mask[0] = ids[known:], 1
         logits = self._run(reading)[0]
         self._prefixes.keep(ids, self._layers(slot, length))
@@ -160,7 +162,7 @@ class OnnxRows:
         rows, lengths = len(tokens), [length + 1 for length in self._lengths]
         self._make_room(rows, max(lengths))
         capacity = self._memory[0].shape[2]
-        step = self._steps[rows] = self._steps.get(rows) or self._pass(0, rows, 1, capacity)
+        step = self._steps[rows] = self._steps.get(rows) or self._pass(self._binding(0, rows), rows, 1, capacity)
         step.ids[self._slots, 0] = tokens
         step.mask[:] = numpy.arange(capacity) < numpy.array(lengths)[:, None]
         logits = self._run(step)
@@ -189,6 +191,7 @@ class OnnxRows:
             self._memory[number] = torch.zeros(max(more, have), heads, longer, width)
             self._memory[number][:have, :, :capacity] = old
         self._steps.clear()
+        self._readers.clear()
 
     def _recall(self, slot: int, layers: Layers) -> int:
         """Copy what is remembered of a prompt's beginning into `slot`; the number of its tokens."""
@@ -201,13 +204,17 @@ class OnnxRows:
         halves = [memory[slot : slot + 1, :, :length].clone() for memory in self._memory]
         return list(zip(halves[::2], halves[1::2], strict=True))
 
-    def _pass(self, slot: int, rows: int, tokens: int, total: int) -> Pass:
-        """A pass of `tokens` for each of the `rows` slots from `slot` on, of which none is longer than `total` then."""
+    def _binding(self, slot: int, rows: int) -> onnxruntime.IOBinding:
+        """The memory of some slots as what the graph reads and, in the same place, as what it writes."""
         binding = self._session.io_binding()
         for (past, present), memory in zip(self._names, self._memory, strict=True):
             part = memory[slot : slot + rows]
             _bind(binding.bind_input, past, part)
             _bind(binding.bind_output, present, part)
+        return binding
+
+    def _pass(self, binding: onnxruntime.IOBinding, rows: int, tokens: int, total: int) -> Pass:
+        """A pass of `tokens` for each of the rows of `binding`, of which none is longer than `total` afterwards."""
         ids, mask = torch.zeros(rows, tokens, dtype=torch.int64), torch.zeros(rows, total, dtype=torch.int64)
         logits = torch.empty(rows, 1, self._vocabulary)
         _bind(binding.bind_input, "input_ids", ids)

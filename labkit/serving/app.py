@@ -23,8 +23,8 @@ from labkit.serving.answers import ChatForm, Form, Reply, TextForm, error_event
 from labkit.serving.contract import Refusal, ServerSettings, contract_document
 from labkit.serving.document import describe
 from labkit.serving.gate import DEADLINE, RECORD, Gate, Metrics, Record, disconnected, going_down, internal
-from labkit.serving.jobs import LATE, Admission, Job
-from labkit.serving.plan import Planner
+from labkit.serving.jobs import LATE, Admission, Job, Mailbox
+from labkit.serving.plan import Plan, Planner
 from labkit.serving.reading import read_request
 from labkit.serving.scheduler import Scheduler
 from labkit.serving.schema import (
@@ -40,6 +40,7 @@ from labkit.serving.schema import (
 
 log = logging.getLogger("labkit.serving")
 
+SHORT_BODY = 4096  # bytes; a plain request up to here is read sooner than another thread is woken for it
 MODEL_FACTS = ("revision", "device", "dtype", "backend", "backend_reason")  # beside its name, at /health
 STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -65,8 +66,8 @@ def create_app(chat_model: ChatModel, settings: ServerSettings) -> FastAPI:
     app.state.close, app.state.metrics = close, Metrics(scheduler)
     app.add_middleware(Gate, settings=settings, metrics=app.state.metrics)
     app.add_exception_handler(HTTPException, _refused)
+    _add_answers(app, maker)  # first: routes are tried in this order
     _add_information(app, chat_model)
-    _add_answers(app, maker)
     describe(app, chat_model, settings.limits)
     return app
 
@@ -146,22 +147,24 @@ class Maker:
         self._model, self._settings, self.limits, self._scheduler = model, settings, settings.limits, scheduler
         self._planner = Planner(model, self.limits, settings.output_filter)
         self._admission = Admission(self.limits)
-        self._readers = ThreadPoolExecutor(4, thread_name_prefix="labkit-tokens")  # the event loop must stay free
+        self._mailbox: Mailbox | None = None
+        self._readers = ThreadPoolExecutor(4, thread_name_prefix="labkit-tokens")
 
     def close(self) -> None:
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     async def response(self, asked: Decoding, form: Form, scope: Scope) -> Response:
         loop, record, deadline = asyncio.get_running_loop(), scope[RECORD], scope[DEADLINE]
-        try:
-            async with asyncio.timeout_at(deadline):
-                plan = await loop.run_in_executor(self._readers, self._planner.plan, asked)
-        except TimeoutError:
-            raise Refusal("request_timeout", LATE) from None
+        if record.body_bytes <= SHORT_BODY and is_plain(asked):
+            plan = self._planner.plan(asked)
+        else:
+            plan = await self._plan_apart(asked, deadline)
         if self._settings.log_prompts:
             record.prompt = self._model.tokenizer.decode(plan.prompts[0])
         wanted, drafts = self._planner.orders(asked, plan)
-        job = Job(wanted, self._scheduler, self._admission, deadline, bool(asked.stream))
+        if self._mailbox is None or self._mailbox.loop is not loop:
+            self._mailbox = Mailbox(loop)
+        job = Job(wanted, self._scheduler, self._admission, self._mailbox, deadline, bool(asked.stream))
         tokens = sum(len(ids) for ids in plan.prompts)
         reply = Reply(form, self._model.name, self._model.revision, drafts, tokens, asked.include_usage)
         await job.start()
@@ -172,6 +175,23 @@ class Maker:
         finally:
             job.cancel()
             _note(reply, record)
+
+    async def _plan_apart(self, asked: Decoding, deadline: float) -> Plan:
+        """In a thread of its own, for what may take long: the event loop must stay free."""
+        planning = asyncio.get_running_loop().run_in_executor(self._readers, self._planner.plan, asked)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await planning
+        except TimeoutError:
+            raise Refusal("request_timeout", LATE) from None
+
+
+def is_plain(asked: Decoding) -> bool:
+    """Whether nothing has to be compiled (a schema, functions) or decoded (images) for it."""
+    if not isinstance(asked, ChatRequest):
+        return True
+    parts = any(isinstance(message.content, list) for message in asked.messages)
+    return not (parts or asked.tools or asked.response_format)
 
 
 async def _recorded(reply: Reply, record: Record, events: AsyncIterator[str]) -> AsyncGenerator[str]:

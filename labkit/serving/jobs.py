@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from labkit.errors import LabError
 from labkit.generation import Completion
@@ -29,6 +30,31 @@ class Admission:
         self.taken -= 1
 
 
+class Mailbox:
+    """Calls that the scheduler's thread has made on the event loop `loop`.
+
+    The loop is woken once for all that came since it last looked: each waking takes the processor from the network.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self.loop = loop
+        self._calls: deque[Callable[[], None]] = deque()
+        self._woken = False
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have `call` made soon. A loop that has closed means that the server is gone and nobody listens."""
+        self._calls.append(call)
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self._empty)
+
+    def _empty(self) -> None:
+        self._woken = False  # before the calls: one that comes while they are made wakes the loop again
+        while self._calls:
+            self._calls.popleft()()
+
+
 class Job:
     """The answers to one request. `start` takes their places; `items` gives (number of the answer, what was made).
 
@@ -37,13 +63,26 @@ class Job:
     """
 
     def __init__(
-        self, wanted: Sequence[Wanted], scheduler: Scheduler, admission: Admission, deadline: float, streamed: bool
+        self,
+        wanted: Sequence[Wanted],
+        scheduler: Scheduler,
+        admission: Admission,
+        mailbox: Mailbox,
+        deadline: float,
+        streamed: bool,
     ):
-        self._loop = asyncio.get_running_loop()
         self._deadline = deadline
         self._scheduler, self._admission = scheduler, admission
         self._made: asyncio.Queue = asyncio.Queue()
-        self._orders = [self._order(number, one, streamed) for number, one in enumerate(wanted)]
+        self._orders = [
+            Order(
+                one,
+                tell=lambda item, number=number: mailbox.post(lambda: self._made.put_nowait((number, item))),
+                left=lambda: mailbox.post(admission.give_back),
+                streamed=streamed,
+            )
+            for number, one in enumerate(wanted)
+        ]
         self._first: list[tuple[int, Piece | Completion]] = []
 
     def cancel(self) -> None:
@@ -63,19 +102,6 @@ class Job:
             number, item = self._first.pop() if self._first else await self._next()
             left -= isinstance(item, Completion)
             yield number, item
-
-    def _order(self, number: int, one: Wanted, streamed: bool) -> Order:
-        return Order(
-            one,
-            tell=lambda item: self._on_loop(self._made.put_nowait, (number, item)),
-            left=lambda: self._on_loop(self._admission.give_back),
-            streamed=streamed,
-        )
-
-    def _on_loop(self, call, *values) -> None:
-        """Run `call` on the event loop; a loop that has closed means that the server is gone and nobody listens."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(call, *values)
 
     async def _next(self) -> tuple[int, Piece | Completion]:
         try:

@@ -81,7 +81,7 @@ class Planner:
         most_calls = 1 if asked.parallel_tool_calls is False else math.inf
         names, used = [tool["function"]["name"] for tool in offered], style if offered else None
         return Plan(
-            [ids + self._model.text_ids(begun)],
+            [ids + (self._model.text_ids(begun) if begun else [])],
             "messages",
             constraint,
             style.marker if used else "",

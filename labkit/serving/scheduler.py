@@ -16,8 +16,8 @@ from labkit.generation import Answer, ChatModel, Completion, Constraint, Images,
 
 log = logging.getLogger("labkit.serving")
 
-# A streamed answer's tokens of so many seconds go out together. Nobody reads faster, and each chunk costs the server and
-# its client more than a small model's token does.
+# The tokens that a streamed answer gets within so many seconds go out together. Nobody reads faster, and a chunk costs
+# the server and its client more than a small model's token does.
 PIECE_SECONDS = 0.025
 
 
