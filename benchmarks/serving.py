@@ -41,6 +41,7 @@ from labkit.serving.process import free_port
 
 RESULTS = Path(__file__).resolve().parent / "results" / "serving.json"
 OURS = "labkit serve"  # with the backend that it chooses
+WHOLE = "labkit serve, whole answers"  # beside servers that are asked for those
 REFERENCE = "labkit serve --backend transformers"
 CHAT = "/v1/chat/completions"
 REPEATS = 5  # of each prompt, to measure what HTTP adds
@@ -77,6 +78,7 @@ def engines(options: argparse.Namespace, clients: int) -> list[Engine]:
     ours = (*ours, "--concurrency", str(clients))
     return [
         Engine(OURS, ours),
+        Engine(WHOLE, ours, stream=False),
         Engine(REFERENCE, (*ours, "--backend", "transformers")),
         *transformers_engines(options),
         *gguf_engines(options, clients),
@@ -247,7 +249,9 @@ def read_status(connection: socket.socket) -> int:
 
 def table(runs: Sequence[dict], clients: Sequence[int]) -> str:
     """Medians over the rounds, times in ms; "default / it" and "transformers / it" are the median ratios of the tokens
-    per second of labkit's two backends to the server's, of the same round."""
+    per second of labkit's two backends to the server's, of the same round.
+
+    A server that was asked for whole answers, and so has no TTFT, is compared with labkit asked for the same."""
     lines = [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
     by_place = {(run["server"], level["concurrency"], run["round"]): level for run in runs for level in run["levels"]}
     for server in dict.fromkeys(run["server"] for run in runs):
@@ -255,7 +259,9 @@ def table(runs: Sequence[dict], clients: Sequence[int]) -> str:
             held = {place[2]: level for place, level in by_place.items() if place[:2] == (server, count)}
             speed, *rest = (spread([level[name] for level in held.values()]) for name in COLUMNS)
             cells = [f"{speed['median']:,.0f} ({speed['min']:,.0f} to {speed['max']:,.0f})"]
-            cells += [_cell(_ratios(by_place, ours, count, held), ".2f") for ours in (OURS, REFERENCE)]
+            asked_whole = next(iter(held.values()))["ttft_p50_ms"] is None
+            ours = (WHOLE, None) if asked_whole else (OURS, REFERENCE)
+            cells += [_cell(_ratios(by_place, mine, count, held), ".2f") for mine in ours]
             errors = sum(level["errors"] for level in held.values())
             lines.append(
                 f"| {' | '.join([server, str(count), *cells, *(_cell(found) for found in rest), str(errors)])} |"
@@ -263,7 +269,7 @@ def table(runs: Sequence[dict], clients: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
-def _ratios(by_place: dict, ours: str, count: int, held: dict) -> dict | None:
+def _ratios(by_place: dict, ours: str | None, count: int, held: dict) -> dict | None:
     mine = {number: by_place.get((ours, count, number)) for number in held}
     pairs = [(mine[number], level) for number, level in held.items() if mine[number]]
     return spread([own["tokens_per_second"] / its["tokens_per_second"] for own, its in pairs])

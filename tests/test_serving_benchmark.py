@@ -24,8 +24,8 @@ def serving():
     return module
 
 
-def run_of(server: str, number: int, speed: float, errors: int = 0) -> dict:
-    level = {"concurrency": 1, "tokens_per_second": speed, "requests_per_second": 2.0, "ttft_p50_ms": None}
+def run_of(server: str, number: int, speed: float, errors: int = 0, ttft: float | None = 5.0) -> dict:
+    level = {"concurrency": 1, "tokens_per_second": speed, "requests_per_second": 2.0, "ttft_p50_ms": ttft}
     level |= {"tpot_p50_ms": 8.5, "p95_ms": 1234.5, "peak_memory_mib": 300.0, "errors": errors}
     return {"round": number, "server": server, "levels": [level]}
 
@@ -54,9 +54,16 @@ def test_the_table_holds_medians_and_ratios_of_the_same_round(serving):
     reference = [run_of(serving.REFERENCE, 2, 60.0)]
     other = [run_of("other", number, speed, errors=1) for number, speed in ((0, 50.0), (2, 300.0))]
     lines = serving.table([*ours, *reference, *other], [1]).splitlines()
-    assert lines[2] == "| labkit serve | 1 | 200 (100 to 300) | 1.00 | 0.20 | 2.0 |  | 8.5 | 1,234.5 | 300.0 | 0 |"
-    assert lines[4] == "| other | 1 | 175 (50 to 300) | 1.50 | 0.20 | 2.0 |  | 8.5 | 1,234.5 | 300.0 | 2 |"
+    assert lines[2] == "| labkit serve | 1 | 200 (100 to 300) | 1.00 | 0.20 | 2.0 | 5.0 | 8.5 | 1,234.5 | 300.0 | 0 |"
+    assert lines[4] == "| other | 1 | 175 (50 to 300) | 1.50 | 0.20 | 2.0 | 5.0 | 8.5 | 1,234.5 | 300.0 | 2 |"
     assert all(line.count("|") == lines[0].count("|") for line in lines)
+
+
+def test_a_server_asked_for_whole_answers_is_compared_with_ours_asked_for_the_same(serving):
+    whole = run_of(serving.WHOLE, 0, 300.0, ttft=None)
+    runs = [run_of(serving.OURS, 0, 100.0), run_of(serving.REFERENCE, 0, 60.0), whole]
+    lines = serving.table([*runs, run_of("other", 0, 150.0, ttft=None)], [1]).splitlines()
+    assert lines[5].startswith("| other | 1 | 150 (150 to 150) | 2.00 |  |")
 
 
 def test_a_server_that_does_not_come_up_is_reported_with_its_last_words(serving):
