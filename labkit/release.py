@@ -33,8 +33,9 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 RISK_THRESHOLDS = {"format": 0.8, "grounding": 0.8, "safety": 1.0, "performance": 0.8, "regression": 1.0}
 P95_LIMIT_MS = 5000.0
 
-CONTRACT_KEYS = ("service", "model", "revision", "endpoint", "request", "response", "errors", "limits", "stop")
-RELEASE_KEYS = ("model", "revision", "authorization", "limits")  # what makes a release the one that it is
+MODEL_KEYS = ("model", "revision", "backend", "dtype")
+CONTRACT_KEYS = ("service", *MODEL_KEYS, "endpoint", "request", "response", "errors", "limits", "stop")
+RELEASE_KEYS = (*MODEL_KEYS, "authorization", "limits")  # what makes a release the one that it is
 LIMIT_KEYS = ("max_input_tokens", "max_output_tokens", "max_body_bytes", "request_seconds", "concurrency")
 
 
@@ -269,8 +270,13 @@ def write_readme(pack: Pack, contract: Mapping) -> Path:
 
 
 def serve_command(contract: Mapping, port: int) -> str:
-    """The shell command that serves the release of `contract` on `port`, with the limits that it states."""
+    """The shell command that serves the release of `contract` on `port`, with the limits that it states.
+
+    A GGUF file has its number format, and no --dtype.
+    """
     limits = [f"--{name.replace('_', '-')} {value}" for name, value in contract["limits"].items()]
     lines = [f"labkit serve --model {shlex.quote(contract['model'])} --port {port}"]
+    named = [name for name in ("revision", "backend", "dtype") if name != "dtype" or contract["backend"] != "llama.cpp"]
+    lines += [" ".join(f"--{name} {shlex.quote(contract[name])}" for name in named)]
     lines += [" ".join(limits[at : at + 3]) for at in range(0, len(limits), 3)]
     return " \\\n    ".join(lines)

@@ -17,6 +17,8 @@ NAMED = {"model": MODEL, "revision": REVISION}
 CONTRACT = {
     "service": "labkit chat completions",
     **NAMED,
+    "backend": "onnx",
+    "dtype": "int4",
     "endpoint": {
         "base_url": "http://127.0.0.1:8000",
         "health": "GET /health",

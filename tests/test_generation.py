@@ -1,6 +1,11 @@
 """One ChatModel for everything: equal to transformers' generate, stoppable, and clear about what it cannot load."""
 
+import json
+import os
 import random
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -169,6 +174,33 @@ def test_a_model_without_a_template_gets_the_plain_one(tmp_path):
     assert model.name == "plain"
     assert len(model.revision) == 12
     assert model.chat([{"role": "user", "content": "Hello"}], Sampling(max_tokens=3)).completion_tokens <= 3
+
+
+def test_local_weights_have_one_revision(embedded, tiny_model_folder):
+    assert load_chat_model(device="cpu", revision=embedded.revision).revision == embedded.revision
+    with pytest.raises(LabError, match=f"mini-instruct holds the revision {embedded.revision}, and main is asked for"):
+        load_chat_model(device="cpu", revision="main")
+
+
+def test_a_hub_model_is_loaded_at_the_commit_that_is_asked_for(tmp_path, tiny_model_folder):
+    """From a hub's cache of two commits, in a process of its own: the cache's place is read once."""
+    old, new = "a" * 40, "b" * 40
+    repository = tmp_path / "hub" / "models--somebody--tiny"
+    for commit in (old, new):
+        shutil.copytree(tiny_model_folder, repository / "snapshots" / commit)
+    config = repository / "snapshots" / new / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 777}))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(new)
+    code = (
+        "from labkit.generation import load_chat_model as load\n"
+        f"for pin in ('', {old!r}):\n"
+        "    model = load('somebody/tiny', 'cpu', revision=pin)\n"
+        "    print(model.revision, model.context_length == 777)"
+    )
+    where = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=where)
+    assert done.stdout.split() == [new, "True", old, "False"], done.stderr
 
 
 @pytest.mark.parametrize("path", ["./nothing", "/nothing/here", "nothing", "a/b/c"])

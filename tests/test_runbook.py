@@ -41,7 +41,7 @@ def blocks(readme: str) -> list[tuple[str, str]]:
 def contract_of(model, port: int, limits: Limits, **settings) -> dict:
     """What a server of `model` on `port` states at /contract: the same function makes both."""
     settings = ServerSettings(port=port, limits=limits.within(model.context_length), **settings)
-    return contract_document(settings, model.name, model.revision)
+    return contract_document(settings, model)
 
 
 @pytest.fixture

@@ -230,7 +230,9 @@ def test_the_openai_clients_structured_parse(url):
 def test_completions_go_on_from_a_text(wide_url, tiny_model):
     one = client(wide_url).completions.create(model="tiny-llama", prompt="hello", max_tokens=8, logprobs=2)
     assert one.usage.prompt_tokens == len(tiny_model.text_ids("hello"))
-    assert len(one.choices[0].logprobs.tokens) == 8
+    told = one.choices[0].logprobs
+    assert len(told.tokens) == 8
+    assert all(one.choices[0].text[at:].startswith(token) for at, token in zip(told.text_offset, told.tokens, strict=True))
     two = client(wide_url).completions.create(model="tiny-llama", prompt=["hello", "there"], max_tokens=8)
     assert [choice.index for choice in two.choices] == [0, 1]
     assert two.choices[0].text == one.choices[0].text
@@ -284,7 +286,8 @@ BAD_VALUES = [
     ({"presence_penalty": 2.5}, "presence_penalty"),
     ({"frequency_penalty": "much"}, "frequency_penalty"),
     ({"response_format": {"type": "xml"}}, "response_format"),
-    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.json_schema"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format.json_schema.name"),
     ({"response_format": json_schema({"type": "objet"})}, "response_format"),
     ({"response_format": json_schema({"not": {"type": "string"}})}, "response_format"),
     ({"tools": []}, "tools"),

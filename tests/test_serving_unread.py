@@ -148,6 +148,24 @@ def test_a_client_that_reads_in_time_is_left_alone(url):
         assert read_whole(client) == LARGE
 
 
+def test_a_client_that_never_ends_its_request_is_not_waited_for(tiny_model, monkeypatch):
+    """Not of its first request, and not of one after an answer; a head that comes in parts is waited for."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 1.0)
+    page, half = request("/livez"), b"GET /livez HTTP/1.1\r\nHo"
+    with live(tiny_model, LONG) as url:
+        for sent in (b"", page):
+            with closing(connect(url, sent)) as client:
+                assert not sent or read_whole(client) > 0
+                client.sendall(half)
+                started = time.monotonic()
+                assert read_on(client) == b""
+                assert 0.5 < time.monotonic() - started < 3
+        with closing(connect(url, page[:10])) as client:
+            time.sleep(0.4)
+            client.sendall(page[10:])
+            assert read_whole(client) > 0
+
+
 def read_whole(client):
     """The bytes of one body whose length its head tells."""
     got = b""

@@ -42,6 +42,7 @@ def serve(
     dtype: Annotated[
         str, typer.Option(help="number format: auto, a torch type's name; for onnx float32, int8 or int4")
     ] = "auto",
+    revision: Annotated[str, typer.Option(help="the hub's commit, tag or branch; what local weights must be")] = "",
     max_input_tokens: int = 1024,
     max_output_tokens: int = 256,
     max_body_bytes: int = 262_144,
@@ -84,7 +85,8 @@ def serve(
         max_images,
         max_image_pixels,
     )
-    how = {"log_prompts": log_prompts, "output_filter": output_filter, "backend": backend, "dtype": dtype}
+    how = {"log_prompts": log_prompts, "output_filter": output_filter}
+    how |= {"backend": backend, "dtype": dtype, "revision": revision}
     settings = ServerSettings(model, host, port, device, limits, **how)
     run_server(settings, api_key_file, proof, hourly)
 

@@ -9,6 +9,8 @@ from labkit.evidence import sha256_of
 
 
 def weight_files(folder: Path) -> list[Path]:
+    if folder.is_file():
+        return [folder]
     return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
 
 

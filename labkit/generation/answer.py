@@ -15,11 +15,13 @@ from labkit.generation.text import GrowingText
 
 @dataclass(frozen=True)
 class TokenScore:
-    """A chosen token as text, its log-probability, and the likeliest tokens at its place, best first."""
+    """A chosen token as text, its log-probability, the likeliest tokens at its place, best first, and its place: the
+    characters of the answer before it."""
 
     text: str
     logprob: float
     likeliest: tuple[tuple[str, float], ...]
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ class Answer:
             self._tokenizer.decode([token]),
             logprobs[token].item(),
             tuple((self._tokenizer.decode([number]), value) for number, value in likeliest),
+            len(self._growing.text.rstrip("\ufffd")),
         )
 
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from labkit.environment import Device, choose_device, peak_memory_mib
 from labkit.errors import LabError
-from labkit.evidence import Pack, sha256_of
+from labkit.evidence import Pack
 from labkit.export.checkpoint import read_config, weights_revision
 from labkit.generation.answer import Answer, Completion
 from labkit.generation.backends import LLAMA_CPP, ONNX, ONNX_DEVICE, TRANSFORMERS, Backend, choose_backend
@@ -145,6 +145,7 @@ def load_chat_model(
     dtype: str = "auto",
     backend: str | None = None,
     rows: int = 8,
+    revision: str = "",
 ) -> ChatModel:
     """Load `model`: the embedded model's name, a folder with a transformers checkpoint, a GGUF file, or a hub id.
 
@@ -152,10 +153,14 @@ def load_chat_model(
     None is the reference: transformers, and llama.cpp for a GGUF file.
     `dtype` is a torch type's name, for onnx float32, int8 or int4. "auto" is int4 for onnx; else float32 on the CPU,
     where 16-bit arithmetic is rarely faster, and the checkpoint's own type elsewhere. `rows` is the most answers at
-    once, for which llama.cpp takes its memory beforehand. No code from a hub is ever run.
-    Raises LabError for an absent device or backend, a path that is no model, or a hub that cannot be reached.
+    once, for which llama.cpp takes its memory beforehand. `revision` is the hub's commit, tag or branch to load; local
+    weights have one revision, and must be that. No code from a hub is ever run.
+    Raises LabError for an absent device or backend, a path that is no model or another revision, or a hub that cannot
+    be reached.
     """
     source = _local_source(model)
+    if source is not None and revision:
+        _require_revision(source, revision)
     backend = backend or (LLAMA_CPP if source and source.is_file() else TRANSFORMERS)
     chosen = ONNX_DEVICE if (backend, device) == (ONNX, "auto") else choose_device(device)
     picked = choose_backend(backend, source, chosen.name, dtype)
@@ -163,23 +168,32 @@ def load_chat_model(
         from labkit.generation.llama_cpp_network import load_llama_cpp
 
         network, tokenizer = load_llama_cpp(source, rows)
-        return ChatModel(source.stem, sha256_of(source)[:12], network, tokenizer, picked.reason)
+        return ChatModel(source.stem, weights_revision(source), network, tokenizer, picked.reason)
+    pin = {"revision": revision} if source is None and revision else {}
     with told_as_lab_error(source.name if source else model):
         # A model's own class of configuration loads transformers' models with it: seconds that ONNX does not need.
         config = PreTrainedConfig.from_dict(read_config(source)) if picked.name == ONNX else None
-        tokenizer = AutoTokenizer.from_pretrained(source or model, config=config, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source or model, config=config, trust_remote_code=False, **pin)
     try:
-        network = _network(picked.name, source, model, tokenizer, dtype, chosen)
+        network = _network(picked.name, source, model, tokenizer, dtype, chosen, pin)
     except LabError as error:
         if picked.name == TRANSFORMERS or backend != "auto":
             raise
         picked = Backend(TRANSFORMERS, f"onnx was tried first, and {error.what}")
-        network = _network(TRANSFORMERS, source, model, tokenizer, dtype, chosen)
-    revision = weights_revision(source) if source else network.revision
-    return ChatModel(source.name if source else model, revision, network, tokenizer, picked.reason)
+        network = _network(TRANSFORMERS, source, model, tokenizer, dtype, chosen, pin)
+    held = weights_revision(source) if source else network.revision
+    return ChatModel(source.name if source else model, held, network, tokenizer, picked.reason)
 
 
-def _network(backend: str, source: Path | None, model: str, tokenizer, dtype: str, device: Device) -> Network:
+def _require_revision(source: Path, revision: str) -> None:
+    if (held := weights_revision(source)) != revision:
+        what = f"{source.name} holds the revision {held}, and {revision} is asked for"
+        raise LabError(what, "put the weights of that revision there, or leave --revision out")
+
+
+def _network(
+    backend: str, source: Path | None, model: str, tokenizer, dtype: str, device: Device, pin: dict[str, str]
+) -> Network:
     """A backend's libraries are loaded with it: those of transformers' models alone take seconds."""
     if backend == ONNX:
         from labkit.generation.onnx_network import load_onnx
@@ -188,7 +202,7 @@ def _network(backend: str, source: Path | None, model: str, tokenizer, dtype: st
     from labkit.generation.transformers_network import load_transformers
 
     with told_as_lab_error(source.name if source else model):
-        return load_transformers(source or model, tokenizer, dtype, device)
+        return load_transformers(source or model, tokenizer, dtype, device, pin)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The reference backend: any causal model that transformers loads, on the device that was chosen."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,21 +55,21 @@ class TransformersNetwork:
 
 
 def load_transformers(
-    source: Path | str, tokenizer: PreTrainedTokenizerBase, dtype: str, device: Device
+    source: Path | str, tokenizer: PreTrainedTokenizerBase, dtype: str, device: Device, pin: Mapping[str, str]
 ) -> TransformersNetwork:
-    """Load a folder's or a hub's checkpoint; raises what transformers raises."""
+    """Load a folder's or a hub's checkpoint, of which `pin` may name the revision; raises what transformers raises."""
     transformers_logging.disable_progress_bar()  # a bar for loading 9 MB is only noise in a log
     dtype = "float32" if dtype == "auto" and device.name == "cpu" else dtype
-    vision = _vision(source, tokenizer)
+    vision = _vision(source, tokenizer, pin)
     kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
-    weights = kind.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+    weights = kind.from_pretrained(source, dtype=dtype, trust_remote_code=False, **pin)
     return TransformersNetwork(weights.to(device.name).eval(), tokenizer, device.reason, vision)
 
 
-def _vision(source: Path | str, tokenizer: PreTrainedTokenizerBase) -> "Vision | None":
+def _vision(source: Path | str, tokenizer: PreTrainedTokenizerBase, pin: Mapping[str, str]) -> "Vision | None":
     """The processor of a checkpoint that reads images; its code is loaded for such a checkpoint alone."""
-    if AutoConfig.from_pretrained(source, trust_remote_code=False).model_type not in SEEING:
+    if AutoConfig.from_pretrained(source, trust_remote_code=False, **pin).model_type not in SEEING:
         return None
     from labkit.generation.vision import load_vision
 
-    return load_vision(source, tokenizer)
+    return load_vision(source, tokenizer, pin)

@@ -4,7 +4,7 @@ Such a model reads an image as a row of placeholder tokens, one for each square 
 checkpoint says how many and turns the pixels into numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL.Image import Image
@@ -51,12 +51,14 @@ class Vision:
         return made["input_ids"][0].tolist(), Images(made["pixel_values"], made["image_grid_thw"])
 
 
-def load_vision(model: str | Path, tokenizer: PreTrainedTokenizerBase) -> Vision:
-    """What the checkpoint `model`, a folder or a hub id, says of images. Pillow prepares them on every machine.
+def load_vision(model: str | Path, tokenizer: PreTrainedTokenizerBase, pin: Mapping[str, str]) -> Vision:
+    """What the checkpoint `model`, a folder or a hub id of which `pin` may name the revision, says of images.
+
+    Pillow prepares them on every machine.
 
     A chat template that lies beside the processor alone, as older checkpoints have it, is given to `tokenizer`.
     """
     if not tokenizer.chat_template:
-        tokenizer.chat_template = StillProcessor.get_processor_dict(model)[0].get("chat_template")
-    images = AutoImageProcessor.from_pretrained(model, backend="pil", trust_remote_code=False)
+        tokenizer.chat_template = StillProcessor.get_processor_dict(model, **pin)[0].get("chat_template")
+    images = AutoImageProcessor.from_pretrained(model, backend="pil", trust_remote_code=False, **pin)
     return Vision(StillProcessor(images, tokenizer))

@@ -262,7 +262,7 @@ class ChatForm:
 
 
 class TextForm:
-    """/v1/completions: a text that goes on, and log-probabilities as three lists of equal length."""
+    """/v1/completions: a text that goes on, and log-probabilities as lists of equal length."""
 
     prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
 
@@ -294,6 +294,7 @@ class TextForm:
             "tokens": [score.text for score in step.scores],
             "token_logprobs": [score.logprob for score in step.scores],
             "top_logprobs": [dict(reversed(score.likeliest)) for score in step.scores],
+            "text_offset": [score.offset for score in step.scores],
         }
 
 

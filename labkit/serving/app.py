@@ -93,7 +93,7 @@ def _add_information(app: FastAPI, model: ChatModel) -> None:
 
     @app.get("/contract", responses=refusals())
     async def contract() -> dict:
-        return contract_document(settings, model.name, model.revision)
+        return contract_document(settings, model)
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=refusals())
     async def metrics() -> Response:

@@ -1,7 +1,8 @@
-"""What uvicorn leaves open: the end of a connection whose client does not read, and what a server's end did to answers.
+"""What uvicorn leaves open: the end of a connection whose client does not read, or does not say what it wants, and what
+a server's end did to answers.
 
 uvicorn waits for a full buffer to empty, and so does closing it: a client that reads nothing would keep its connection
-and its request for as long as TCP lets it.
+and its request for as long as TCP lets it. It waits as long for a request's head.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from labkit.serving.gate import CONNECTION, Traffic
 
+HEAD_SECONDS = 30.0  # for a request's head to arrive, whole
 UNREAD_BYTES = 65_536  # which the system holds for a client, and the server again; Linux alone would go to megabytes
 
 
@@ -23,14 +25,33 @@ class Connection(AutoHTTPProtocol):
     def __init__(self, config, server_state, app_state, _loop=None):
         super().__init__(config, server_state, {**app_state, CONNECTION: self}, _loop)
         self._end: asyncio.TimerHandle | None = None
+        self._head: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
         transport.set_write_buffer_limits(high=UNREAD_BYTES)
         super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def _watch_head(self) -> None:
+        """End the connection in HEAD_SECONDS from the first byte of a head, or of nothing, that is not all there."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._forget_head()
+        elif self._head is None:
+            self._head = asyncio.get_running_loop().call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _forget_head(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
 
     def connection_lost(self, error: Exception | None) -> None:
         self.keep()
+        self._forget_head()
         super().connection_lost(error)
 
     def keep(self) -> None:

@@ -7,11 +7,15 @@ the server does not do. What a request may say is in schema.py.
 import ipaddress
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
 
 from labkit.errors import LabError
 from labkit.serving.schema import REQUEST_FIELDS
+
+if TYPE_CHECKING:
+    from labkit.generation import ChatModel
 
 SERVICE = "labkit chat completions"
 DRAIN_SECONDS = 5  # what answers under way get to finish in after Ctrl+C or SIGTERM
@@ -98,7 +102,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How one server runs. `model`, `device`, `backend` and `dtype` are what `load_chat_model` takes.
+    """How one server runs. `model`, `device`, `backend`, `dtype` and `revision` are what `load_chat_model` takes.
 
     With `api_keys` every path but /health and /livez asks for one of them; `serve` takes them from LABKIT_API_KEY and
     from a file. With `log_prompts` the log holds the prompts too. An answer in which the regular expression
@@ -115,6 +119,7 @@ class ServerSettings:
     output_filter: str = ""
     backend: str = "auto"
     dtype: str = "auto"
+    revision: str = ""
 
     def __post_init__(self):
         try:
@@ -137,7 +142,7 @@ class ServerSettings:
             return self.host == "localhost"
 
 
-def contract_document(settings: ServerSettings, model: str, revision: str) -> dict:
+def contract_document(settings: ServerSettings, model: "ChatModel") -> dict:
     """The content of service_contract.json for a server with `settings` that serves `model`.
 
     `settings.limits` are the enforced ones (after `Limits.within`). A running server gives this at GET /contract.
@@ -147,8 +152,10 @@ def contract_document(settings: ServerSettings, model: str, revision: str) -> di
         errors[str(status)] = "; ".join(filter(None, [errors.get(str(status)), f"{code}: {meaning}"]))
     return {
         "service": SERVICE,
-        "model": model,
-        "revision": revision,
+        "model": model.name,
+        "revision": model.revision,
+        "backend": model.backend,
+        "dtype": model.dtype,
         "endpoint": {
             "base_url": settings.base_url,
             "health": "GET /health",

@@ -291,7 +291,12 @@ def load_model(settings: ServerSettings):
 
     try:
         return load_chat_model(
-            settings.model, settings.device, settings.dtype, settings.backend, settings.limits.concurrency
+            settings.model,
+            settings.device,
+            settings.dtype,
+            settings.backend,
+            settings.limits.concurrency,
+            settings.revision,
         )
     except (LabError, MemoryError, RuntimeError) as error:
         cause = error.__cause__ or error

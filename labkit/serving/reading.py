@@ -42,7 +42,10 @@ def _refusal(error: ValidationError) -> Refusal:
     problems = error.errors(include_input=False, include_url=False, include_context=False)
     problem = max(problems, key=lambda each: len(each["loc"]))
     kind = problem["type"]
-    *path, last = map(str, problem["loc"] or ("",))
+    place = problem["loc"] or ("",)
+    if place[0] == "response_format":  # after it pydantic names the type that was sent
+        place = (place[0], *place[2:])
+    *path, last = map(str, place)
     sent = [last] if kind == "extra_forbidden" or not _is_branch(last) else []
     where = ".".join([*(part for part in path if not _is_branch(part)), *sent])[:100]
     if kind == "json_invalid" or (not where and kind == "model_type"):

@@ -357,6 +357,7 @@ class TextLogprobs(BaseModel):
     tokens: list[str]
     token_logprobs: list[float]
     top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
 
 
 class TextChoice(BaseModel):

@@ -18,7 +18,7 @@ CONFORMANCE = "conformance.json"
 README = "README.md"
 GATE_STATUSES = ("pass", "fail", "not claimed")
 
-_CONTRACT_KEYS = ("service", "model", "revision", "request", "response", "errors")
+_CONTRACT_KEYS = ("service", "model", "revision", "backend", "dtype", "request", "response", "errors")
 _CONTRACT_PARTS = {
     "endpoint": ("base_url", "health", "models", "chat"),
     "limits": ("max_input_tokens", "max_output_tokens", "max_body_bytes", "request_seconds", "concurrency"),
