@@ -30,6 +30,7 @@ from labkit.generation import (
     held_back,
     json_grammar,
     load_chat_model,
+    prefixes,
     write_first_run,
 )
 from labkit.generation.batch import Batch
@@ -201,6 +202,27 @@ def test_a_hub_model_is_loaded_at_the_commit_that_is_asked_for(tmp_path, tiny_mo
     where = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=where)
     assert done.stdout.split() == [new, "True", old, "False"], done.stderr
+
+
+def test_the_common_beginning_of_two_prompts_is_found_whatever_they_are():
+    draw = random.Random(3)
+    for _ in range(2000):
+        first, second = (draw.choices(range(2), k=draw.randrange(12)) for _ in range(2))
+        pairs = enumerate(zip(first, second, strict=False))
+        told = next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))
+        assert prefixes.common(first, second) == told
+
+
+def test_the_oldest_beginnings_go_when_there_is_no_room(monkeypatch):
+    """Of three prompts of 3.8 KiB each in 8 KiB two are left, and of one that is larger than all the room that one."""
+    monkeypatch.setattr(prefixes, "KEPT_BYTES", 8192)
+    kept = Prefixes()
+    prompts = [[number] * 30 for number in range(3)]
+    for ids in prompts:
+        kept.keep(ids, [(torch.zeros(1, 1, 30, 16), torch.zeros(1, 1, 30, 16))])
+    assert [bool(kept.longest(ids)) for ids in prompts] == [False, True, True]
+    kept.keep([9] * 90, [(torch.zeros(1, 1, 90, 16), torch.zeros(1, 1, 90, 16))])
+    assert [bool(kept.longest(ids)) for ids in (*prompts, [9] * 90)] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("path", ["./nothing", "/nothing/here", "nothing", "a/b/c"])

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from labkit.environment import Device, choose_device, peak_memory_mib
@@ -181,8 +182,14 @@ def load_chat_model(
             raise
         picked = Backend(TRANSFORMERS, f"onnx was tried first, and {error.what}")
         network = _network(TRANSFORMERS, source, model, tokenizer, dtype, chosen, pin)
-    held = weights_revision(source) if source else network.revision
+    held = weights_revision(source) if source else _hub_commit(model, revision)
     return ChatModel(source.name if source else model, held, network, tokenizer, picked.reason)
+
+
+def _hub_commit(model: str, revision: str) -> str:
+    """The commit that was just loaded from the hub, by the folder of the hub's cache in which its files are."""
+    found = try_to_load_from_cache(model, "config.json", revision=revision or None)
+    return Path(found).parent.name if isinstance(found, str) else "unknown"
 
 
 def _require_revision(source: Path, revision: str) -> None:

@@ -23,11 +23,12 @@ from transformers import PreTrainedTokenizerBase
 from labkit.errors import LabError
 from labkit.export.llama_library import last_error, llama_library, metadata
 from labkit.generation.gguf_tokenizer import load_tokenizer
-from labkit.generation.prefixes import KEPT_PREFIXES, SHORTEST_PREFIX, common
+from labkit.generation.prefixes import SHORTEST_PREFIX, common
 
 ROWS = 8
 MOST_ROWS = 128
 MOST_MEMORY = 4 * 2**30  # bytes for the keys and values of all rows
+KEPT_PREFIXES = 4  # each is a sequence whose memory is taken beforehand
 LONGEST_PASS = 512  # tokens; a longer prompt is read in several passes
 
 

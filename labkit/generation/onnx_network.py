@@ -105,13 +105,13 @@ class Pass:
     """A pass of the graph over some rows, with its places in memory: what it reads there, and where it writes.
 
     `ids` has shape (rows, tokens); `mask` (rows, tokens that the memory holds), 1 for each token of a row; `logits`
-    (rows, 1, vocab).
+    (rows, vocab).
     """
 
     binding: onnxruntime.IOBinding
     ids: numpy.ndarray
     mask: numpy.ndarray
-    logits: Tensor
+    logits: numpy.ndarray
 
 
 class OnnxRows:
@@ -150,13 +150,12 @@ class OnnxRows:
         reader = self._readers[slot] = self._readers.get(slot) or self._binding(slot, 1)
         reading = self._pass(reader, 1, length - known, length)
         reading.ids[0], reading.mask[0] = ids[known:], 1
-        logits = self._run(reading)[0]
+        self._session.run_with_iobinding(reading.binding)
         self._prefixes.keep(ids, self._layers(slot, length))
         self._slots.append(slot)
         self._lengths.append(length)
-        return logits
+        return torch.from_numpy(reading.logits[0])
 
-    @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Give each row its token, in order, and return the logits of what comes next, shape (rows, vocab)."""
         rows, lengths = len(tokens), [length + 1 for length in self._lengths]
@@ -165,9 +164,9 @@ class OnnxRows:
         step = self._steps[rows] = self._steps.get(rows) or self._pass(self._binding(0, rows), rows, 1, capacity)
         step.ids[self._slots, 0] = tokens
         step.mask[:] = numpy.arange(capacity) < numpy.array(lengths)[:, None]
-        logits = self._run(step)
+        self._session.run_with_iobinding(step.binding)
         self._lengths = lengths
-        return logits[self._slots]
+        return torch.from_numpy(step.logits[self._slots])  # a copy: the next step writes there again
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
@@ -220,12 +219,7 @@ class OnnxRows:
         _bind(binding.bind_input, "input_ids", ids)
         _bind(binding.bind_input, "attention_mask", mask)
         _bind(binding.bind_output, "logits", logits)
-        return Pass(binding, ids.numpy(), mask.numpy(), logits)
-
-    def _run(self, ready: Pass) -> Tensor:
-        """The last logits of each row, (rows, vocab)."""
-        self._session.run_with_iobinding(ready.binding)
-        return ready.logits[:, 0]
+        return Pass(binding, ids.numpy(), mask.numpy(), logits.numpy()[:, 0])
 
 
 def _bind(bind, name: str, tensor: Tensor) -> None:

@@ -26,7 +26,7 @@ SEEING = ("qwen2_vl",)  # model types, as a checkpoint's config.json names them
 class TransformersNetwork:
     """A Network around a transformers model; weights, number format and device are the model's own.
 
-    `revision` is the hub's commit, where the model came from a hub. `vision` is None for a model that reads text alone.
+    `vision` is None for a model that reads text alone.
     """
 
     backend = "transformers"
@@ -44,7 +44,6 @@ class TransformersNetwork:
         self.context_length = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2048))
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
-        self.revision = getattr(model.config, "_commit_hash", None) or "unknown"
         end = model.generation_config.eos_token_id
         end = tokenizer.eos_token_id if end is None else end
         self.end_ids = frozenset([end] if isinstance(end, int) else end or ())
