@@ -19,10 +19,10 @@ from labkit.errors import LabError
 from labkit.export.checkpoint import count_parameters, read_config, weight_files
 from labkit.export.onnx import GRAPH, cached_onnx
 from labkit.generation.backends import ONNX_DTYPE
+from labkit.generation.network import threads_for
 from labkit.generation.prefixes import Layers, Prefixes
 
 SHORTEST_CAPACITY = 128  # tokens; a buffer that is too short is made twice as long
-SMALL = 100_000_000  # parameters; up to here one thread decodes a row sooner than it could wake a second (measured)
 
 
 def load_onnx(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, device_reason: str) -> "OnnxNetwork":
@@ -52,7 +52,7 @@ class OnnxNetwork:
         self.end_ids = _end_ids(checkpoint, tokenizer)
         model = read_config(export, "genai_config.json")["model"]
         self.context_length = int(model["context_length"])
-        self._session = _session(export / GRAPH, 1 if self.parameter_count <= SMALL else torch.get_num_threads())
+        self._session = _session(export / GRAPH, threads_for(self.parameter_count))
         self.vocabulary = int(self._session.get_outputs()[0].shape[-1])
         decoder = model["decoder"]
         self._shape = (decoder["num_key_value_heads"], decoder["head_size"])

@@ -268,7 +268,9 @@ def _own_proof(server, state: RunningServer, listener: socket.socket, hourly_usd
 
 def _loaded_app(settings: ServerSettings):
     """The app around its model, which has made one token: the first is many times slower than the rest."""
-    from labkit.generation import Sampling
+    import torch
+
+    from labkit.generation import Sampling, threads_for
     from labkit.serving.app import create_app
     from labkit.serving.gate import JsonLines
 
@@ -277,6 +279,8 @@ def _loaded_app(settings: ServerSettings):
     logging.getLogger("labkit").addHandler(handler)
     logging.getLogger("labkit").setLevel(logging.INFO)
     model = load_model(settings)
+    if model.device == "cpu":
+        torch.set_num_threads(threads_for(model.parameter_count))
     model.chat([{"role": "user", "content": "Hello"}], Sampling(max_tokens=1))
     return create_app(model, settings)
 
