@@ -19,8 +19,9 @@ from labkit.generation.prefixes import Layers, Prefixes
 class Batch:
     """The rows under way and what the network remembers of them.
 
-    Rows of unequal length are padded on the left, and the padding is masked. A model whose memory is not plain keys and
-    values of every token (sliding windows, state spaces) is decoded row by row: slower, and the same answers.
+    Rows of unequal length are padded on the left, and the padding is masked. `_slots[row]` is where in the memory a row
+    lies; when one leaves, the last slot moves into its place. A model whose memory is not plain keys and values of
+    every token (sliding windows, state spaces) is decoded row by row: slower, and the same answers.
 
     The model is always told the positions. An image takes fewer positions than tokens (M-RoPE), so that each row has
     its own next position; what the model itself remembers of that is overwritten by the next prompt.
@@ -28,13 +29,14 @@ class Batch:
 
     def __init__(self, model: PreTrainedModel, prefixes: Prefixes | None = None):
         self._model, self._prefixes = model, prefixes
-        self._lengths: list[int] = []
-        self._positions: list[int] = []  # of each row's next token
+        self._slots: list[int] = []
+        self._lengths: list[int] = []  # of each slot
+        self._positions: list[int] = []  # of each slot's next token
         self._cache: DynamicCache | None = None
         self._apart: list[object] | None = None  # caches of rows that cannot be put together
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return len(self._slots)
 
     @torch.inference_mode()
     def join(self, ids: Sequence[int], images: Images | None = None) -> Tensor:
@@ -53,7 +55,11 @@ class Batch:
         else:
             if prefixes is not None:
                 prefixes.keep(ids, layers_of(cache))
-            self._cache = merged(self._cache, cache) if self._lengths else cache
+            if self._slots:
+                merge(self._cache, cache)
+            else:
+                self._cache = cache
+        self._slots.append(len(self._slots))
         self._lengths.append(len(ids))
         self._positions.append(int(prompt["position_ids"].max()) + 1)
         return out.logits[0, -1]
@@ -62,7 +68,8 @@ class Batch:
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Give each row its token, in order, and return the logits of what comes next, shape (rows, vocab)."""
         positions = self._tensor([[position] for position in self._positions])
-        ids = self._tensor([[token] for token in tokens])
+        ids = torch.empty_like(positions)
+        ids[self._slots, 0] = self._tensor(tokens)
         if self._apart is not None:
             rows = zip(ids.split(1), positions.split(1), self._apart, strict=True)
             logits = torch.cat([self._pass(*row).logits[:, -1] for row in rows])
@@ -70,20 +77,24 @@ class Batch:
             logits = self._pass(ids, positions, self._cache, self._mask()).logits[:, -1]
         self._lengths = [length + 1 for length in self._lengths]
         self._positions = [position + 1 for position in self._positions]
-        return logits
+        return logits[self._slots]
 
+    @torch.inference_mode()
     def leave(self, row: int) -> None:
         """Forget row number `row`; the rows after it move up."""
-        del self._lengths[row], self._positions[row]
-        if self._apart is not None:
-            del self._apart[row]
-        elif not self._lengths:
+        gap, last = self._slots.pop(row), len(self._slots)
+        kept = [self._lengths, self._positions, *filter(None, [self._apart])]
+        ends = [values.pop() for values in kept]
+        if gap != last:
+            self._slots[self._slots.index(last)] = gap
+            for values, end in zip(kept, ends, strict=True):
+                values[gap] = end
+        if not self._slots:
             self._cache = None
-        else:
-            stay = [number for number in range(len(self._lengths) + 1) if number != row]
+        elif self._apart is None:
             longest = max(self._lengths)
-            layers = layers_of(self._cache)
-            self._cache = cache_of([(k[stay, :, -longest:], v[stay, :, -longest:]) for k, v in layers])
+            for layer in self._cache.layers:
+                layer.keys, layer.values = _left(layer.keys, gap, longest), _left(layer.values, gap, longest)
 
     def _read(self, ids: Sequence[int], known: int) -> dict[str, Tensor]:
         """What the model is given of a prompt of text of which it remembers the first `known` tokens."""
@@ -114,6 +125,14 @@ class Batch:
         return torch.tensor(values, device=self._model.device)
 
 
+def _left(memory: Tensor, gap: int, longest: int) -> Tensor:
+    """The last `longest` tokens of `memory` (keys or values) without the slot `gap`, into which the last one moves."""
+    last = len(memory) - 1
+    if gap != last:
+        memory[gap] = memory[last]
+    return memory[:last, :, -longest:]
+
+
 def plain(cache: object) -> bool:
     """Whether `cache` holds keys and values of every token and nothing else."""
     return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
@@ -130,12 +149,15 @@ def cache_of(layers: Layers) -> DynamicCache:
     return cache
 
 
-def merged(first: DynamicCache, second: DynamicCache) -> DynamicCache:
-    """The rows of both, the shorter ones padded on the left with zeros."""
-    pairs = zip(layers_of(first), layers_of(second), strict=True)
-    return cache_of([(stacked(k, more_k), stacked(v, more_v)) for (k, v), (more_k, more_v) in pairs])
+def merge(cache: DynamicCache, other: DynamicCache) -> None:
+    """Add the rows of `other` to `cache`, the shorter ones padded on the left with zeros."""
+    for layer, more in zip(cache.layers, other.layers, strict=True):
+        layer.keys, layer.values = stacked(layer.keys, more.keys), stacked(layer.values, more.values)
 
 
 def stacked(first: Tensor, second: Tensor) -> Tensor:
-    longest = max(first.shape[2], second.shape[2])
-    return torch.cat([torch.nn.functional.pad(t, (0, 0, longest - t.shape[2], 0)) for t in (first, second)])
+    rows, longest = len(first), max(first.shape[2], second.shape[2])
+    both = first.new_zeros(rows + len(second), first.shape[1], longest, first.shape[3])
+    both[:rows, :, longest - first.shape[2] :] = first
+    both[rows:, :, longest - second.shape[2] :] = second
+    return both
