@@ -225,6 +225,11 @@ def test_the_oldest_beginnings_go_when_there_is_no_room(monkeypatch):
     assert [bool(kept.longest(ids)) for ids in (*prompts, [9] * 90)] == [False, False, False, True]
 
 
+def test_a_small_model_is_worth_one_thread():
+    assert threads_for(4_600_000) == 1
+    assert threads_for(10**9) == torch.get_num_threads()
+
+
 @pytest.mark.parametrize("path", ["./nothing", "/nothing/here", "nothing", "a/b/c"])
 def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(path):
     with pytest.raises(LabError, match="there is no model folder called"):

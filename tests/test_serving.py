@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import http.client
 import json
+import queue
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +23,12 @@ from labkit.errors import LabError
 from labkit.generation import Completion, Sampling
 from labkit.generation.batch import Batch
 from labkit.serving import contract
+from labkit.serving import scheduler as scheduling
 from labkit.serving.app import create_app
 from labkit.serving.contract import Limits, ServerSettings
 from labkit.serving.gate import JsonLines
 from labkit.serving.jobs import Admission, Job, Mailbox
-from labkit.serving.scheduler import Scheduler, Wanted
+from labkit.serving.scheduler import Order, Piece, Scheduler, Wanted
 from labkit.serving.schema import ChatRequest
 
 
@@ -570,6 +572,62 @@ def test_metrics_count_requests_and_tokens(tiny_model):
     counts = {s.labels["kind"]: s.value for s in found["labkit_tokens"].samples if s.name.endswith("_total")}
     assert counts == {"prompt": tokens["prompt_tokens"], "completion": tokens["completion_tokens"]}
     assert found["labkit_running"].samples[0].value == 0
+
+
+def ask(scheduler, wanted, streamed):
+    """An order, and the queue in which its items arrive."""
+    items = queue.Queue()
+    scheduler.submit([Order(wanted, items.put, lambda: None, streamed)])
+    return items
+
+
+def tokens_of_pieces(items):
+    """The tokens of each piece until the answer is whole, and the answer's text in pieces and in one."""
+    pieces = []
+    while isinstance(item := items.get(timeout=20), Piece):
+        pieces.append(item)
+    return [piece.tokens for piece in pieces], "".join(piece.text for piece in pieces), item.text
+
+
+@pytest.mark.parametrize(("streamed", "told"), [(True, [1, 29]), (False, [30])])
+def test_a_streams_first_token_is_told_at_once_and_those_of_some_time_together(tiny_model, monkeypatch, streamed, told):
+    monkeypatch.setattr(scheduling, "PIECE_SECONDS", 60.0)
+    scheduler = Scheduler(tiny_model, 1)
+    tokens, in_pieces, whole = tokens_of_pieces(
+        ask(scheduler, Wanted(tiny_model.prompt_ids(HELLO), Sampling(max_tokens=30)), streamed)
+    )
+    scheduler.close()
+    assert tokens == told
+    assert in_pieces == whole
+
+
+def test_a_stream_is_told_what_it_has_before_another_prompt_is_read(tiny_model, monkeypatch):
+    monkeypatch.setattr(scheduling, "PIECE_SECONDS", 60.0)
+    scheduler, wanted = Scheduler(tiny_model, 2), Wanted(tiny_model.prompt_ids(HELLO), Sampling(max_tokens=2000))
+    first = ask(scheduler, wanted, streamed=True)
+    assert first.get(timeout=20).tokens == 1
+    time.sleep(0.1)
+    ask(scheduler, replace(wanted, sampling=Sampling(max_tokens=1)), streamed=False).get(timeout=20)
+    tokens, *_ = tokens_of_pieces(first)
+    scheduler.close()
+    assert len(tokens) == 2
+    assert sum(tokens) == 1999
+
+
+def test_the_event_loop_is_woken_once_for_all_that_came_meanwhile():
+    class Loop:
+        woken: list = []
+        call_soon_threadsafe = woken.append
+
+    called, mailbox = [], Mailbox(Loop())
+    for number in range(3):
+        mailbox.post(lambda number=number: called.append(number))
+    assert len(Loop.woken) == 1
+    Loop.woken.pop()()
+    assert called == [0, 1, 2]
+    mailbox.post(lambda: called.append(3))
+    Loop.woken.pop()()
+    assert called == [0, 1, 2, 3]
 
 
 def test_the_slot_is_free_when_the_answer_is_whole(tiny_model):
