@@ -31,6 +31,7 @@ from labkit.generation import (
     json_grammar,
     load_chat_model,
     prefixes,
+    threads_for,
     write_first_run,
 )
 from labkit.generation.batch import Batch

@@ -9,6 +9,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Literal
 
 import httpx
@@ -615,18 +616,15 @@ def test_a_stream_is_told_what_it_has_before_another_prompt_is_read(tiny_model, 
 
 
 def test_the_event_loop_is_woken_once_for_all_that_came_meanwhile():
-    class Loop:
-        woken: list = []
-        call_soon_threadsafe = woken.append
-
-    called, mailbox = [], Mailbox(Loop())
+    woken, called = [], []
+    mailbox = Mailbox(SimpleNamespace(call_soon_threadsafe=woken.append))
     for number in range(3):
         mailbox.post(lambda number=number: called.append(number))
-    assert len(Loop.woken) == 1
-    Loop.woken.pop()()
+    assert len(woken) == 1
+    woken.pop()()
     assert called == [0, 1, 2]
     mailbox.post(lambda: called.append(3))
-    Loop.woken.pop()()
+    woken.pop()()
     assert called == [0, 1, 2, 3]
 
 
