@@ -11,6 +11,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from fastapi.sse import format_sse_event
+
 from labkit.generation import Completion, TokenScore
 from labkit.serving.contract import Refusal
 from labkit.serving.jobs import Job
@@ -180,7 +182,7 @@ class Reply:
         head = {"id": self.id, "object": self._form.kind, **self._head}
         return {**head, "choices": choices, "usage": self.usage.body()}
 
-    async def events(self, job: Job, failure: Callable[[Exception], Refusal]) -> AsyncIterator[str]:
+    async def events(self, job: Job, failure: Callable[[Exception], Refusal]) -> AsyncIterator[bytes]:
         """Server-sent events: the pieces, the finish reasons, the usage when asked for, [DONE].
 
         The status is already sent, so a failure after the first event is an event with an error, and no [DONE].
@@ -198,7 +200,7 @@ class Reply:
             return
         if self._include_usage:
             yield self._event(None, usage=self.usage.body())
-        yield "data: [DONE]\n\n"
+        yield format_sse_event(data_str="[DONE]")
 
     async def _steps(self, job: Job) -> AsyncIterator[Step]:
         async for number, item in job.items():
@@ -210,14 +212,14 @@ class Reply:
                 self.finish_reasons.append(last.finish_reason)
                 yield last
 
-    def _event(self, choice: dict | None, usage: dict | None = None) -> str:
+    def _event(self, choice: dict | None, usage: dict | None = None) -> bytes:
         more = {"usage": usage} if self._include_usage else {}
         body = {"id": self.id, "object": self._form.chunk_kind, **self._head, "choices": [choice] if choice else []}
-        return f"data: {json.dumps(body | more)}\n\n"
+        return format_sse_event(data_str=json.dumps(body | more))
 
 
-def error_event(refusal: Refusal) -> str:
-    return f"data: {json.dumps(refusal.body())}\n\n"
+def error_event(refusal: Refusal) -> bytes:
+    return format_sse_event(data_str=json.dumps(refusal.body()))
 
 
 class ChatForm:

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.sse import EventSourceResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -194,7 +195,7 @@ def is_plain(asked: Decoding) -> bool:
     return not (parts or asked.tools or asked.response_format)
 
 
-async def _recorded(reply: Reply, record: Record, events: AsyncIterator[str]) -> AsyncGenerator[str]:
+async def _recorded(reply: Reply, record: Record, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
     try:
         async for event in events:
             yield event
@@ -221,12 +222,12 @@ async def _unless_gone(request: Request, answering) -> Response:
         gone.cancel()
 
 
-class EventStream(StreamingResponse):
+class EventStream(EventSourceResponse):
     """A streaming response that stops its job however it ends: sent to the end, client gone or not reading, or server
     going down, of which the client is told."""
 
-    def __init__(self, job: Job, events: AsyncGenerator[str]):
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    def __init__(self, job: Job, events: AsyncGenerator[bytes]):
+        super().__init__(events, headers={"Cache-Control": "no-cache"})
         self._job, self._events = job, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -236,7 +237,7 @@ class EventStream(StreamingResponse):
             refusal = going_down(scope[RECORD])
             if not scope[RECORD].status:
                 raise refusal from None
-            await send({"type": "http.response.body", "body": error_event(refusal).encode()})
+            await send({"type": "http.response.body", "body": error_event(refusal)})
         finally:
             self._job.cancel()
             await self._events.aclose()  # now, so that the request's line of log has its tokens
