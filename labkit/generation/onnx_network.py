@@ -52,8 +52,11 @@ class OnnxNetwork:
         self.end_ids = _end_ids(checkpoint, tokenizer)
         model = read_config(export, "genai_config.json")["model"]
         self.context_length = int(model["context_length"])
-        self._session = _session(export / GRAPH, threads_for(self.parameter_count))
-        self.vocabulary = int(self._session.get_outputs()[0].shape[-1])
+        few, every = threads_for(self.parameter_count), torch.get_num_threads()
+        self._decoder = self._reader = _session(export / GRAPH, few)
+        if few < every:  # a prompt is worth more threads than a token, and a small graph may be loaded twice
+            self._reader = _session(export / GRAPH, every)
+        self.vocabulary = int(self._decoder.get_outputs()[0].shape[-1])
         decoder = model["decoder"]
         self._shape = (decoder["num_key_value_heads"], decoder["head_size"])
         self._names = _memory_names(decoder)
@@ -61,12 +64,20 @@ class OnnxNetwork:
         self._prefixes = Prefixes()
 
     def rows(self) -> "OnnxRows":
-        return OnnxRows(self._session, self._names, self._shape, self.vocabulary, self.context_length, self._prefixes)
+        return OnnxRows(
+            self._decoder,
+            self._reader,
+            self._names,
+            self._shape,
+            self.vocabulary,
+            self.context_length,
+            self._prefixes,
+        )
 
     def _check(self) -> None:
         memory = {past for past, _ in self._names}
-        others = {entry.name for entry in self._session.get_inputs()} - memory
-        types = {entry.type for entry in self._session.get_inputs() if entry.name in memory}
+        others = {entry.name for entry in self._decoder.get_inputs()} - memory
+        types = {entry.type for entry in self._decoder.get_inputs() if entry.name in memory}
         if others != {"input_ids", "attention_mask"} or types != {"tensor(float)"}:
             what = f"the ONNX graph cannot be decoded in rows: it asks for {', '.join(sorted(others | types))}"
             raise LabError(what, "use --backend transformers")
@@ -123,15 +134,16 @@ class OnnxRows:
 
     def __init__(
         self,
-        session,
+        decoder,
+        reader,
         names: Sequence[tuple[str, str]],
         shape: tuple[int, int],
         vocabulary: int,
         context_length: int,
         prefixes: Prefixes,
     ):
-        self._session, self._names, self._vocabulary, self._most = session, names, vocabulary, context_length
-        self._prefixes = prefixes
+        self._decoder, self._reader, self._names = decoder, reader, names
+        self._vocabulary, self._most, self._prefixes = vocabulary, context_length, prefixes
         self._slots: list[int] = []
         self._lengths: list[int] = []  # of each slot
         self._steps: dict[int, Pass] = {}  # a token for each of so many rows
@@ -147,10 +159,10 @@ class OnnxRows:
         slot, length = len(self._slots), len(ids)
         self._make_room(slot + 1, length)
         known = self._recall(slot, self._prefixes.longest(ids))
-        reader = self._readers[slot] = self._readers.get(slot) or self._binding(slot, 1)
+        reader = self._readers[slot] = self._readers.get(slot) or self._binding(self._reader, slot, 1)
         reading = self._pass(reader, 1, length - known, length)
         reading.ids[0], reading.mask[0] = ids[known:], 1
-        self._session.run_with_iobinding(reading.binding)
+        self._reader.run_with_iobinding(reading.binding)
         self._prefixes.keep(ids, self._layers(slot, length))
         self._slots.append(slot)
         self._lengths.append(length)
@@ -161,10 +173,12 @@ class OnnxRows:
         rows, lengths = len(tokens), [length + 1 for length in self._lengths]
         self._make_room(rows, max(lengths))
         capacity = self._memory[0].shape[2]
-        step = self._steps[rows] = self._steps.get(rows) or self._pass(self._binding(0, rows), rows, 1, capacity)
+        step = self._steps[rows] = self._steps.get(rows) or self._pass(
+            self._binding(self._decoder, 0, rows), rows, 1, capacity
+        )
         step.ids[self._slots, 0] = tokens
         step.mask[:] = numpy.arange(capacity) < numpy.array(lengths)[:, None]
-        self._session.run_with_iobinding(step.binding)
+        self._decoder.run_with_iobinding(step.binding)
         self._lengths = lengths
         return torch.from_numpy(step.logits[self._slots])  # a copy: the next step writes there again
 
@@ -203,9 +217,9 @@ class OnnxRows:
         halves = [memory[slot : slot + 1, :, :length].clone() for memory in self._memory]
         return list(zip(halves[::2], halves[1::2], strict=True))
 
-    def _binding(self, slot: int, rows: int) -> onnxruntime.IOBinding:
+    def _binding(self, session, slot: int, rows: int) -> onnxruntime.IOBinding:
         """The memory of some slots as what the graph reads and, in the same place, as what it writes."""
-        binding = self._session.io_binding()
+        binding = session.io_binding()
         for (past, present), memory in zip(self._names, self._memory, strict=True):
             part = memory[slot : slot + rows]
             _bind(binding.bind_input, past, part)
