@@ -102,9 +102,9 @@ def test_a_wrong_model_path_gives_the_childs_own_reason(tmp_path):
     assert not process.port_open("127.0.0.1", port)
 
 
-def test_the_choice_of_a_backend_reaches_the_child():
-    options = runtimes._options(ServerSettings(backend="onnx", dtype="int8"))
-    assert {"--backend=onnx", "--dtype=int8"} <= set(options)
+def test_the_choice_of_backend_and_revision_reaches_the_child():
+    options = runtimes._options(ServerSettings(backend="onnx", dtype="int8", revision="0123"))
+    assert {"--backend=onnx", "--dtype=int8", "--revision=0123"} <= set(options)
 
 
 def test_a_server_that_is_not_healthy_in_time_is_ended(tiny_model_folder, tmp_path):
@@ -191,6 +191,21 @@ LONGEST = {"max_tokens": 3000, "logprobs": True, "top_logprobs": 20}
 
 def left(port):
     return json.loads(process.proof_file(port).read_text())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_a_server_stopped_while_its_model_loads_leaves_a_proof_too(tmp_path):
+    port = free_port()
+    command = [sys.executable, "-m", "labkit.cli", "serve", "--port", str(port), "--hourly", "3600"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+        until(lambda: process.port_open("127.0.0.1", port))
+        until(lambda: httpx.get(f"http://127.0.0.1:{port}/health").status_code == 503)
+        server.send_signal(signal.SIGINT)
+        said = server.communicate(timeout=60)[1]
+    proof = left(port)
+    assert (proof["signal"], proof["pid"], proof["port_closed"]) == ("SIGINT", server.pid, True), said
+    assert (proof["model"], proof["requests_served"]) == ("mini-instruct", 0)
+    assert proof["cost_usd"] == proof["seconds"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")

@@ -217,7 +217,7 @@ def serve(settings: ServerSettings, key_file: str = "", proof: Path | None = Non
     """
     settings = with_keys(settings, key_file)
     check_proof_options(proof, hourly_usd)
-    listener = claim_port(settings.host, settings.port)
+    listener, begun = claim_port(settings.host, settings.port), utc_now()
     from labkit.serving.connections import Server
     from labkit.serving.entrance import Entrance
 
@@ -242,27 +242,31 @@ def serve(settings: ServerSettings, key_file: str = "", proof: Path | None = Non
         entrance.begin()
         with _until_signalled():
             server.run(sockets=[listener])
-        state = running_server(settings.port)
-        if server.ended_by and state and state.pid == os.getpid():  # else it never was ready
-            leave_proof(_own_proof(server, state, listener, hourly_usd), proof)
+        if server.ended_by:
+            leave_proof(_own_proof(server, settings, begun, listener, hourly_usd), proof)
     if entrance.failure:
         raise entrance.failure
 
 
-def _own_proof(server, state: RunningServer, listener: socket.socket, hourly_usd: float) -> dict:
-    """What this process can say of its own end; by `create_time` `labkit stop` finds out later that it is gone."""
+def _own_proof(server, settings: ServerSettings, begun: str, listener: socket.socket, hourly_usd: float) -> dict:
+    """What this process can say of its own end; by `create_time` `labkit stop` finds out later that it is gone.
+
+    A server counts from when it was ready, and one that never was from when it `begun`.
+    """
+    state = running_server(settings.port)
+    ready = state is not None and state.pid == os.getpid()
     return shutdown_proof(
-        pid=state.pid,
-        port=state.port,
-        model=state.model,
-        started=state.started,
+        pid=os.getpid(),
+        port=settings.port,
+        model=state.model if ready else Path(settings.model).name,
+        started=state.started if ready else begun,
         signal=server.ended_by,
-        port_closed=listener.fileno() == -1 and not port_open(state.host, state.port),
+        port_closed=listener.fileno() == -1 and not port_open(settings.host, settings.port),
         hourly_usd=hourly_usd,
-        requests_served=server.traffic.answered,
+        requests_served=server.traffic.answered if ready else 0,
         answers_drained=server.drained,
-        answers_cut=server.traffic.cut,
-        create_time=state.create_time,
+        answers_cut=server.traffic.cut if ready else 0,
+        create_time=psutil.Process().create_time(),
     )
 
 

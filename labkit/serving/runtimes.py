@@ -260,7 +260,7 @@ def _end_group(process: subprocess.Popen) -> None:
 
 
 def _options(settings: ServerSettings) -> list[str]:
-    names = ("model", "host", "port", "device", "backend", "dtype")
+    names = ("model", "host", "port", "device", "backend", "dtype", "revision")
     values = {name: getattr(settings, name) for name in names}
     values.update(asdict(settings.limits))
     return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
