@@ -1,4 +1,4 @@
-"""Evaluation cases: a CSV file that a person can edit in a spreadsheet, read strictly."""
+"""Evaluation cases: a CSV file that a person edits in a spreadsheet, or JSONL that a program wrote, read strictly."""
 
 import json
 import re
@@ -15,6 +15,7 @@ RISKS = ("format", "grounding", "safety", "performance", "regression")
 COLUMNS = ("case_id", "prompt", "expected_behavior", "risk", "pass", "notes", "context_id", "check", "expected")
 EVAL_CASES = DATA / "eval_cases.csv"
 REVIEW_VALUES = ("", "true", "false")
+Row = tuple[str, dict[str, str]]  # where it stands, for errors, and its fields
 
 
 @dataclass(frozen=True)
@@ -51,27 +52,69 @@ class Case:
 
 
 def load_cases(path: Path = EVAL_CASES) -> list[Case]:
-    """The cases in `path`. Raises LabError that names the row and column of the first thing that is wrong."""
-    rows = read_csv(Path(path))
+    """The cases in `path`: CSV, or JSONL where the name ends so, one object with the same fields on each line.
+
+    In JSONL the fields pass, notes, context_id and expected may be left out. Raises LabError that names the row and
+    column, or the line and field, of the first thing that is wrong.
+    """
+    path = Path(path)
+    rows = _jsonl_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
     if not rows:
-        raise LabError(f"{Path(path).name} holds no cases", "give at least one case for each risk")
-    missing = [column for column in COLUMNS if column not in rows[0]]
-    if missing:
-        raise LabError(f"{Path(path).name} lacks columns: {', '.join(missing)}", f"use {', '.join(COLUMNS)}")
+        raise LabError(f"{path.name} holds no cases", "give at least one case for each risk")
     cases, notes = [], load_notes()
-    for number, row in enumerate(rows, start=2):
-        _check_row(row, number, Path(path).name, notes)
+    for place, row in rows:
+        _check_row(row, place, notes)
         case = {column: row[column] for column in COLUMNS if column not in ("pass", "notes")}
         cases.append(Case(**case, learner_pass=row["pass"].strip().lower(), learner_notes=row["notes"]))
     ids = [case.case_id for case in cases]
     if doubled := {case_id for case_id in ids if ids.count(case_id) > 1}:
-        raise LabError(f"{Path(path).name} has a case_id twice: {', '.join(sorted(doubled))}", "give each case its own")
+        raise LabError(f"{path.name} has a case_id twice: {', '.join(sorted(doubled))}", "give each case its own")
     return cases
 
 
-def _check_row(row: dict[str, str], number: int, name: str, notes: dict) -> None:
+def _csv_rows(path: Path) -> list[Row]:
+    rows = read_csv(path)
+    missing = [column for column in COLUMNS if rows and column not in rows[0]]
+    if missing:
+        raise LabError(f"{path.name} lacks columns: {', '.join(missing)}", f"use {', '.join(COLUMNS)}")
+    return [(f"{path.name}, row {number}, column", row) for number, row in enumerate(rows, start=2)]
+
+
+def _jsonl_rows(path: Path) -> list[Row]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise LabError(f"{path.name} is missing", "give the path of a file of cases", where=path.parent.name) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabError(f"{path.name} is not readable JSONL: {error}", "save it as UTF-8, one object a line") from None
+    # Not splitlines(): JSON strings may hold U+2028, at which it splits too.
+    lines = enumerate(text.split("\n"), start=1)
+    return [_jsonl_row(line, f"{path.name}, line {number}") for number, line in lines if line.strip()]
+
+
+def _jsonl_row(line: str, place: str) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise LabError(f"this is not JSON: {error}", "write one JSON object on each line", place) from None
+    if not isinstance(row, dict):
+        raise LabError("a case must be a JSON object", 'write one on each line, such as {"case_id": "a", ...}', place)
+    for field, value in row.items():
+        where = f"{place}, field {field}"
+        if field not in COLUMNS:
+            raise LabError("a case has no such field", f"use {', '.join(COLUMNS)}", where)
+        if not isinstance(value, str):
+            raise LabError(f"a field must be text, not {json.dumps(value)[:40]}", "put it in quotes", where)
+        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise LabError("the text holds half a surrogate pair, which is no character", "write it whole", where)
+    return f"{place}, field", dict.fromkeys(COLUMNS, "") | row
+
+
+def _check_row(row: dict[str, str], place: str, notes: dict) -> None:
+    """`place` names file and row, and ends in "column" or "field"."""
+
     def wrong(column: str, what: str, next_step: str) -> LabError:
-        return LabError(what, next_step, where=f"{name}, row {number}, column {column}")
+        return LabError(what, next_step, where=f"{place} {column}")
 
     for column in ("case_id", "prompt", "expected_behavior", "check"):
         if not row[column].strip():
@@ -85,7 +128,7 @@ def _check_row(row: dict[str, str], number: int, name: str, notes: dict) -> None
     try:
         parse_checks(row["check"], row["expected"])
     except LabError as error:
-        raise wrong("check", error.what, error.next_step) from None
+        raise wrong(error.where or "check", error.what, error.next_step) from None
     except json.JSONDecodeError as error:
         raise wrong("expected", f"the expected JSON is not JSON: {error}", "mend it") from None
 
