@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 
 from labkit.cli import app
 from labkit.errors import LabError
-from labkit.evaluation import targets
-from labkit.evaluation.cases import Case, load_cases
+from labkit.evaluation import checks, targets
+from labkit.evaluation.cases import COLUMNS, Case, load_cases
 from labkit.evaluation.compare import compare_runs, pass_rates, read_run, wilson_interval
 from labkit.evaluation.resume import PROGRESS, AnswersSoFar
 from labkit.evaluation.runner import evaluate, failure_table, run_id, summarise, write_evaluation
 from labkit.evaluation.targets import Reply, Target, endpoint_target, model_target
-from labkit.evidence import Pack, read_csv, read_json, read_manifest
+from labkit.evidence import Pack, csv_text, read_csv, read_json, read_manifest
 from labkit.generation import Sampling
 from labkit.progress import AnswerDisplay
 from labkit.report.evaluation import print_failures
@@ -87,20 +87,22 @@ def every_slot_taken(base_url):
     """An answer of thousands of tokens that is read no further than its first bytes, until the block ends."""
     body = {"messages": HELLO, "max_tokens": 3000, "stream": True}
     with httpx.stream("POST", f"{base_url}/v1/chat/completions", json=body, timeout=60) as held:
-        assert next(held.iter_bytes())
+        pieces = held.iter_bytes()  # a name, because the connection closes with the iterator
+        assert next(pieces)
         yield
 
 
 def test_a_busy_server_is_waited_for_and_the_wait_is_no_latency(tiny_model, monkeypatch):
     """Our server says 503 and to come back after a second; the openai client's own retries are switched off."""
+    refused, read = threading.Event(), targets._retry_after
     monkeypatch.setattr(targets, "RETRIES", 0)
+    monkeypatch.setattr(targets, "_retry_after", lambda error: (refused.set(), read(error))[1])
     with live(tiny_model, replace(LONG, queue=0)) as base_url, ThreadPoolExecutor(1) as pool:
         server = endpoint_target(base_url)
         with every_slot_taken(base_url):
             started = time.perf_counter()
             asked = pool.submit(server.ask, "hello", SHORT)
-            time.sleep(0.2)
-            assert not asked.done()
+            assert refused.wait(20)
         reply = asked.result(20)
         waited = (time.perf_counter() - started) * 1000
         assert reply.completion_tokens == 4
@@ -199,7 +201,7 @@ def test_repeats_have_seeds_of_their_own_and_a_case_passes_only_when_all_do(tmp_
 
 
 def test_the_seed_of_a_repeat_reaches_the_model(tiny_model):
-    warm = Sampling(max_tokens=12, temperature=1.5)
+    warm = Sampling(max_tokens=6, temperature=1.5)
     found = evaluate(model_target(tiny_model), cases(1), warm, repeats=3)
     assert len({result.reply.text for result in found}) == 3
     again = evaluate(model_target(tiny_model), cases(1), warm, repeats=3)
@@ -393,11 +395,8 @@ def test_what_a_killed_run_leaves_is_no_part_of_the_pack(tmp_path):
 def test_the_command_resumes_repeats_and_tells_its_run(tiny_model, tmp_path):
     """Against a real server: a run that was cut after two answers, then gone on with, is the whole run."""
     path, pack = tmp_path / "cases.csv", tmp_path / "pack"
-    first = {case.risk: case for case in reversed(load_cases())}
-    Pack(tmp_path / "given", "local_cpu").write_csv(
-        "cases.csv", [case.as_row() for case in first.values()], list(next(iter(first.values())).as_row()), "13.2"
-    )
-    path.write_bytes((tmp_path / "given" / "cases.csv").read_bytes())
+    given = [case.as_row() for case in {case.risk: case for case in reversed(load_cases())}.values()]
+    path.write_text(csv_text(given, COLUMNS), encoding="utf-8")
     with live(tiny_model, replace(SMALL, max_input_tokens=2000)) as base_url:
         words = ["eval", "--base-url", base_url, "--cases", str(path), "--out", str(pack)]
         words += ["--max-tokens", "6", "--repeats", "2", "--temperature", "1", "--concurrency", "2"]
@@ -406,9 +405,10 @@ def test_the_command_resumes_repeats_and_tells_its_run(tiny_model, tmp_path):
         whole, lines = read_json(pack / "eval_summary.json"), rows(pack / "eval_results.jsonl")
         assert not (pack / PROGRESS).exists()
         kept = AnswersSoFar(pack, whole["run_id"])
+        as_it_was = checks.Verdict(False, "equals", "as it was")
         for line in lines[:3]:
             text = f"kept {line['case_id']}"
-            kept.add((line["case_id"], line["repeat"]), Reply(text, 5.0, 1, 1), kept_verdict)
+            kept.add((line["case_id"], line["repeat"]), Reply(text, 5.0, 1, 1), as_it_was)
         done = CliRunner().invoke(app, [*words, "--resume"])
     assert done.exit_code == 0, done.output
     assert f"run {whole['run_id']}: 3 of 10 answers are there already" in done.output
