@@ -1,8 +1,9 @@
-"""Progress of a training run: a bar on a terminal, one plain line for each log row anywhere else."""
+"""Progress of a run: a bar on a terminal; anywhere else a plain line for each log row of training, and no more."""
 
 import sys
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from labkit.training.log import LogRow, trace_line
 
@@ -29,3 +30,22 @@ class StepDisplay:
             self._bar.update(self._task, completed=row.step, description=trace_line(row))
         else:
             print(trace_line(row), flush=True)
+
+
+class AnswerDisplay:
+    """Answers that came, of `total`, on stderr. Pass it as `on_result` inside a `with` block."""
+
+    def __init__(self, total: int):
+        columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> "AnswerDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, _result: object) -> None:
+        self._bar.advance(self._task)

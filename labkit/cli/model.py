@@ -70,15 +70,31 @@ def evaluate(
     base_url: Annotated[str | None, typer.Option(help="evaluate the model behind this server instead")] = None,
     device: DeviceOption = "auto",
     max_tokens: int = 96,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
+    seed: Annotated[int, typer.Option(help="of the first repeat; each other has the next")] = 0,
+    repeats: Annotated[int, typer.Option(help="how often each case is asked; it passes when every answer does")] = 1,
+    concurrency: Annotated[
+        int | None, typer.Option(help="requests at once to a server (default: 4, and 1 for a model in this process)")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the same run where it was interrupted")] = False,
     rag: Annotated[list[Path] | None, typer.Option(help="documents for the cases without a note")] = None,
     route: RouteOption = None,
 ) -> None:
     """Ask the fixed cases, judge each answer, and write the results and the failure table by risk."""
     from labkit.adaptation.rag import open_library
     from labkit.evaluation.cases import EVAL_CASES, load_cases
-    from labkit.evaluation.runner import cases_with_review, evaluate, grounded_prompts, write_evaluation
+    from labkit.evaluation.resume import AnswersSoFar
+    from labkit.evaluation.runner import (
+        cases_with_review,
+        evaluate,
+        grounded_prompts,
+        require_countable,
+        run_id,
+        write_evaluation,
+    )
     from labkit.evaluation.targets import endpoint_target, model_target
     from labkit.generation import Sampling, load_chat_model
+    from labkit.progress import AnswerDisplay
     from labkit.report.evaluation import print_failures
     from labkit.serving.process import recorded_model
 
@@ -89,11 +105,24 @@ def evaluate(
         target = endpoint_target(base_url, model=recorded_model(base_url))
     else:
         target = model_target(load_chat_model(model or "mini-instruct", device))
+    at_once = target.concurrency if concurrency is None else concurrency
+    require_countable(target, at_once, repeats)
     library = open_library(rag) if rag else None
+    levers, prompt_of = library.as_lever() if library else None, grounded_prompts(library)
     pack = open_pack(out, route)
-    sampling = Sampling(max_tokens=max_tokens)
-    results = evaluate(target, cases_with_review(pack, asked), sampling, prompt_of=grounded_prompts(library))
-    print_failures(write_evaluation(pack, results, target, sampling, levers=library.as_lever() if library else None))
+    asked = cases_with_review(pack, asked)
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    run = run_id(target, [(case, prompt_of(case)) for case in asked], sampling, at_once, repeats, levers)
+    so_far = AnswersSoFar(pack.folder, run, resume)
+    total = len(asked) * repeats
+    if resume:
+        print(f"run {run}: {len(so_far.held)} of {total} answers are there already", file=sys.stderr)
+    with AnswerDisplay(total) as display:
+        results = evaluate(target, asked, sampling, display, prompt_of, at_once, repeats, so_far)
+    summary = write_evaluation(pack, results, target, sampling, levers=levers, concurrency=at_once)
+    if all(result.answered for result in results):
+        so_far.remove()
+    print_failures(summary)
 
 
 @app.command()

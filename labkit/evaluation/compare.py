@@ -26,10 +26,12 @@ CHANGES = {
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the cases. `rows` are those of eval_results.csv by case id, in the order of the file."""
+    """One run of the cases. `rows` are those of eval_results.csv by case id, in the order of the file: of a case that
+    was asked `repeats` times the first that failed, since it passes only when all of them do."""
 
     label: str
     rows: dict[str, dict[str, str]]
+    repeats: int = 1
 
     def passed(self, case_id: str) -> bool:
         return self.rows[case_id]["pass"] == "true"
@@ -99,10 +101,21 @@ def read_run(path: Path) -> Run:
         if row["pass"] not in ("true", "false"):
             what = f"{file.name} row {number}, column pass: {row['pass'][:40]!r} is neither true nor false"
             raise LabError(what, "mend that row, or run `labkit eval` again", where=label)
-    by_id = {row["case_id"]: row for row in rows}
-    if len(by_id) < len(rows):
-        raise LabError(f"{file.name} has a case twice", "run `labkit eval` again", where=label)
-    return Run(label, by_id)
+    return Run(label, *_by_case(rows, file.name, label))
+
+
+def _by_case(rows: Sequence[dict[str, str]], name: str, label: str) -> tuple[dict[str, dict[str, str]], int]:
+    """For each case the row that decides it, and how often each was asked. Raises LabError unless all alike."""
+    groups: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows:
+        group = groups.setdefault(row["case_id"], {})
+        if group.setdefault(row.get("repeat", "1"), row) is not row:
+            raise LabError(f"{name} has a case twice: {row['case_id']}", "run `labkit eval` again", where=label)
+    counts = {len(group) for group in groups.values()}
+    if len(counts) > 1:
+        raise LabError(f"{name} has more repeats of some cases than of others", "run `labkit eval` again", where=label)
+    deciding = {case_id: min(group.values(), key=lambda row: row["pass"]) for case_id, group in groups.items()}
+    return deciding, counts.pop()
 
 
 def compare_runs(before: Run, after: Run) -> Comparison:
@@ -120,6 +133,9 @@ def _same_cases(before: Run, after: Run) -> None:
         if alone := [case_id for case_id in one.rows if case_id not in other.rows]:
             what = f"{len(alone)} cases are only in {one.label}: {', '.join(alone[:5])}"
             raise LabError(what, next_step)
+    if before.repeats != after.repeats:
+        asked = f"{before.repeats} times in {before.label} and {after.repeats} times in {after.label}"
+        raise LabError(f"each case was asked {asked}, and must pass every time", "run both with the same --repeats")
     for case_id, row in before.rows.items():
         if row["check"] != after.rows[case_id]["check"]:
             what = f"{case_id} is judged by other checks in {after.label} than in {before.label}"

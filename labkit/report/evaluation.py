@@ -15,17 +15,31 @@ CHANGE_STYLES = {"broken": "bold red", "fixed": "green", "still failing": "yello
 def print_failures(summary: Mapping, console: Console | None = None) -> None:
     """eval_summary.json as two tables: the counts for each risk, and each kind of failure with an example."""
     console = console or Console(highlight=False)
-    counts = wrapping_table("risk", "passed", "failed cases")
+    repeats = summary.get("repeats", 1)
+    passed = ["passed"] if repeats == 1 else [f"passed all {repeats} times", "answers passed"]
+    counts = wrapping_table("risk", *passed, "failed cases")
     for risk, found in summary["by_risk"].items():
+        rate = [] if repeats == 1 else [_rate(found)]
         failed = ", ".join(found["failed_ids"]) or "none"
-        counts.add_row(Text(risk), f"{found['passed']} of {found['total']}", Text(failed))
+        counts.add_row(Text(risk), f"{found['passed']} of {found['total']}", *rate, Text(failed))
     console.print(counts)
+    if repeats > 1 and not summary["settings"]["temperature"]:
+        note = "At temperature 0 the seed changes nothing: repeats show how far the server itself varies."
+        console.print(Text(note, style="bold"))
     if not summary["failures"]:
         return
     failures = wrapping_table("risk", "check", "count", "example")
     for row in summary["failures"]:
         failures.add_row(Text(row["risk"]), Text(row["check"]), str(row["count"]), Text(row["example"]))
     console.print(failures)
+
+
+def _rate(found: Mapping) -> str:
+    """Every answer of a risk counted, with the 95 % interval."""
+    rate = found.get("pass_rate")
+    if rate is None:
+        return "none asked"
+    return f"{rate['passed']} of {rate['total']}, {rate['low']:.0%} to {rate['high']:.0%}"
 
 
 def print_changes(comparison: Comparison, console: Console | None = None) -> None:

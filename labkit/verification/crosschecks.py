@@ -158,7 +158,7 @@ def check_versions(pack: PackReader) -> str:
 def check_case_results(pack: PackReader) -> str:
     """Each case has one result, under the risk and the check that the case names."""
     cases = {row["case_id"]: row for row in service.case_rows(pack)}
-    results = {row["case_id"]: row for row in service.result_rows(pack)}
+    results = {row["case_id"]: row for row in service.result_rows(pack)}  # repeats of a case have one risk and check
     for case_id in results:
         for column in ("risk", "check"):
             case = cases.get(case_id, {}).get(column, "no such case")

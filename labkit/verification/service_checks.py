@@ -3,6 +3,7 @@
 from collections import defaultdict
 from datetime import datetime
 
+from labkit.evaluation.compare import wilson_interval
 from labkit.verification.reading import PackReader, number, require_filled, require_keys
 from labkit.verification.verdicts import Contradiction, NotYet
 
@@ -13,6 +14,7 @@ RESULTS = "eval_results.csv"
 SUMMARY = "eval_summary.json"
 RISKS = ("format", "grounding", "safety", "performance", "regression")
 MINIMUM_CASES = 5
+RATE_DIGITS = 1e-3  # to which the ends of an interval must agree: the summary rounds them
 
 _FIRST_RUN_KEYS = (
     "Command",
@@ -122,14 +124,23 @@ def _require_coverage(rows: list[dict[str, str]], name: str) -> None:
 
 def check_results(pack: PackReader) -> str:
     rows = result_rows(pack)
-    passed = sum(row["pass"] == "true" for row in rows)
-    return f"{len(rows)} cases tried, {passed} passed and {len(rows) - passed} failed, each with its reason"
+    cases, failed = len(_ids(rows)), len(_ids(rows, "false"))
+    times = f" {len(rows) // cases} times each" if len(rows) > cases else ""
+    return f"{cases} cases tried{times}, {cases - failed} passed and {failed} failed, each with its reason"
+
+
+def _ids(rows: list[dict[str, str]], verdict: str = "") -> list[str]:
+    """Each case once; only those with a row of this verdict, where one is given."""
+    return list(dict.fromkeys(row["case_id"] for row in rows if verdict in ("", row["pass"])))
 
 
 def result_rows(pack: PackReader) -> list[dict[str, str]]:
-    """The rows of eval_results.csv, every automatic verdict true or false and every reason given."""
+    """The rows of eval_results.csv, every automatic verdict true or false and every reason given.
+
+    A case that was asked several times has a row for each repeat, and each repeat has every case.
+    """
     rows = pack.rows(RESULTS, _RESULT_COLUMNS)
-    _require_coverage(rows, RESULTS)
+    _require_repeats(rows)
     for row in rows:
         where = f"{RESULTS} {row['case_id']}"
         if row["pass"] not in ("true", "false"):
@@ -143,6 +154,16 @@ def result_rows(pack: PackReader) -> list[dict[str, str]]:
     return rows
 
 
+def _require_repeats(rows: list[dict[str, str]]) -> None:
+    repeats = defaultdict(list)
+    for row in rows:
+        repeats[row.get("repeat", "1")].append(row)
+    for group in repeats.values():
+        _require_coverage(group, RESULTS)
+    if len({frozenset((row["case_id"], row["risk"], row["check"]) for row in group) for group in repeats.values()}) > 1:
+        raise Contradiction(f"{RESULTS}: its {len(repeats)} repeats are not of the same cases, risks and checks")
+
+
 def check_summary(pack: PackReader) -> str:
     """The summary, and that every count and id in it recomputes from the rows of eval_results.csv."""
     summary = require_keys(pack.json(SUMMARY), _SUMMARY_KEYS, SUMMARY)
@@ -150,8 +171,10 @@ def check_summary(pack: PackReader) -> str:
     for key in ("model", "revision"):
         if summary[key] != rows[0][key]:
             raise Contradiction(f"{SUMMARY} says {key} {summary[key]}, {RESULTS} says {rows[0][key]}")
-    if summary["cases"] != len(rows):
-        raise Contradiction(f"{SUMMARY} says {summary['cases']} cases, {RESULTS} has {len(rows)}")
+    cases = len(_ids(rows))
+    if (said := (summary["cases"], summary.get("repeats", 1))) != (cases, len(rows) // cases):
+        found = f"{cases}, {len(rows) // cases} times each"
+        raise Contradiction(f"{SUMMARY} says {said[0]} cases, {said[1]} times each; {RESULTS} has {found}")
     if not isinstance(summary.get("by_risk"), dict):
         raise NotYet(f"{SUMMARY} has no counts by risk")
     counted = count_by_risk(rows)
@@ -159,19 +182,21 @@ def check_summary(pack: PackReader) -> str:
         said = summary["by_risk"].get(risk)
         if _comparable(said) != _comparable(counted.get(risk)):
             raise Contradiction(f"{SUMMARY} on {risk}: {_counts(said)}; {RESULTS} gives {_counts(counted.get(risk))}")
+        _check_rate(said, counted[risk], risk)
     _check_failures(summary, rows)
     return "; ".join(f"{risk} {counted[risk]['passed']}/{counted[risk]['total']}" for risk in RISKS)
 
 
 def _check_failures(summary: dict, rows: list[dict[str, str]]) -> None:
     listed = sorted(case for group in summary.get("failures", []) for case in group["case_ids"])
-    failed = sorted(row["case_id"] for row in rows if row["pass"] == "false")
+    failed = sorted(_ids(rows, "false"))
     if listed != failed:
         raise Contradiction(f"{SUMMARY} lists {len(listed)} failures, {RESULTS} has {len(failed)}, or they differ")
 
 
 def count_by_risk(rows: list[dict[str, str]]) -> dict[str, dict]:
-    """For each risk: passed, failed, total and the ids that failed, in the shape that eval_summary.json has."""
+    """For each risk: cases passed (in every repeat), failed, total, the ids that failed, and the pass rate of all
+    repeats, in the shape that eval_summary.json has."""
     groups: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         groups[row["risk"]].append(row)
@@ -179,8 +204,22 @@ def count_by_risk(rows: list[dict[str, str]]) -> dict[str, dict]:
 
 
 def _count(rows: list[dict[str, str]]) -> dict:
-    failed = [row["case_id"] for row in rows if row["pass"] == "false"]
-    return {"passed": len(rows) - len(failed), "failed": len(failed), "total": len(rows), "failed_ids": failed}
+    failed, total = _ids(rows, "false"), len(_ids(rows))
+    passed = sum(row["pass"] == "true" for row in rows)
+    low, high = wilson_interval(passed, len(rows))
+    rate = {"passed": passed, "total": len(rows), "low": low, "high": high}
+    counts = {"passed": total - len(failed), "failed": len(failed), "total": total, "failed_ids": failed}
+    return {**counts, "pass_rate": rate}
+
+
+def _check_rate(counts: object, counted: dict, risk: str) -> None:
+    """A summary of an older version gives no rate; what is given must be the one that the rows have."""
+    if isinstance(counts, dict) and "pass_rate" in counts:
+        rate = counts["pass_rate"] if isinstance(counts["pass_rate"], dict) else {}
+        for key, value in counted["pass_rate"].items():
+            if abs(number(rate.get(key), f"pass_rate {key} of {risk} in {SUMMARY}") - value) > RATE_DIGITS:
+                said = f"{SUMMARY} says pass_rate {key} {rate[key]} on {risk}"
+                raise Contradiction(f"{said}, {RESULTS} gives {value:.4g}")
 
 
 def _comparable(counts: object) -> tuple | None:
