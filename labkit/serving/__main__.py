@@ -18,6 +18,7 @@ def main() -> int:
     parser.add_argument("--device", default=ServerSettings.device)
     parser.add_argument("--backend", default=ServerSettings.backend)
     parser.add_argument("--dtype", default=ServerSettings.dtype)
+    parser.add_argument("--revision", default=ServerSettings.revision)
     parser.add_argument("--proof", type=Path)
     parser.add_argument("--hourly", type=float, default=0.0)
     for limit in fields(Limits):
