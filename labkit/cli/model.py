@@ -64,7 +64,7 @@ def _own_command() -> str:
 
 @app.command("eval")
 def evaluate(
-    cases: Annotated[Path | None, typer.Option(help="CSV of cases (default: data/eval_cases.csv)")] = None,
+    cases: Annotated[Path | None, typer.Option(help="CSV or JSONL of cases (default: data/eval_cases.csv)")] = None,
     out: OutOption = None,
     model: Annotated[str | None, typer.Option(help=f"{MODEL_HELP}; not together with --base-url")] = None,
     base_url: Annotated[str | None, typer.Option(help="evaluate the model behind this server instead")] = None,
