@@ -16,7 +16,7 @@ def rag(
     role: Annotated[str, typer.Option(help="who asks: what this role may not read is not searched")] = "everybody",
     k: Annotated[int, typer.Option(min=1, help="passages to put before the question")] = 1,
     embeddings: Annotated[str, typer.Option(help="a sentence-transformers model to rank with, not BM25")] = "",
-    measure: Annotated[Path | None, typer.Option(help="CSV of cases: measure retrieval alone, ask no model")] = None,
+    measure: Annotated[Path | None, typer.Option(help="cases (CSV, JSONL): measure retrieval alone, no model")] = None,
     model: ModelOption = "mini-instruct",
     device: DeviceOption = "auto",
     max_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 128,
