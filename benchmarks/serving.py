@@ -37,7 +37,7 @@ from labkit.evaluation.cases import load_cases
 from labkit.evidence import json_text, utc_now, write_atomically
 from labkit.generation import Sampling, load_chat_model
 from labkit.layout import MODELS, ROOT, without_paths
-from labkit.serving.process import free_port
+from labkit.serving.ports import free_port
 
 RESULTS = Path(__file__).resolve().parent / "results" / "serving.json"
 OURS = "labkit serve"  # with the backend that it chooses

@@ -32,7 +32,8 @@ from labkit.errors import LabError
 from labkit.evaluation.cases import load_cases
 from labkit.evidence import json_text, utc_now, write_atomically
 from labkit.serving.contract import Limits
-from labkit.serving.process import free_port, recorded_model, server_pid
+from labkit.serving.ports import free_port
+from labkit.serving.running import recorded_model, server_pid
 from labkit.serving.runtimes import start_server
 
 RESULTS = Path(__file__).resolve().parent / "results" / "soak.json"

@@ -43,7 +43,7 @@ def tiny_model(tiny_model_folder):
 @pytest.fixture(scope="session")
 def server(tiny_model_folder, tmp_path_factory):
     """`labkit serve` as a process, as learners run it."""
-    from labkit.serving.process import free_port
+    from labkit.serving.ports import free_port
     from labkit.serving.runtimes import start_server
 
     log = tmp_path_factory.mktemp("log") / "server.log"

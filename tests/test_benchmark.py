@@ -31,7 +31,7 @@ from labkit.benchmark.measure import PeakMemory, figures, time_per_token
 from labkit.errors import LabError
 from labkit.evidence import Pack, read_csv, read_manifest
 from labkit.report.service import print_benchmark, print_comparison
-from labkit.serving.process import server_pid
+from labkit.serving.running import server_pid
 from labkit.verification.reading import PackReader
 from labkit.verification.release_checks import check_benchmark
 

@@ -12,7 +12,7 @@ import pytest
 from labkit.cli import main
 from labkit.decisions import example_project, open_weight_route
 from labkit.evidence import Pack, read_csv, read_json, read_manifest
-from labkit.serving.process import free_port
+from labkit.serving.ports import free_port
 from labkit.verification import Verdict, verify
 
 LABKIT = str(Path(sys.executable).parent / "labkit")

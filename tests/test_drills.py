@@ -30,7 +30,7 @@ from labkit.drills.record import NotPossibleHere
 from labkit.errors import LabError
 from labkit.evidence import Pack, read_json
 from labkit.serving import process, runtimes
-from labkit.serving.process import free_port
+from labkit.serving.ports import free_port
 from labkit.verification import Verdict, verify
 
 FILE = "failure_drill.json"

@@ -18,7 +18,7 @@ from labkit.release import (
     write_gates,
     write_readme,
 )
-from labkit.serving.process import free_port
+from labkit.serving.ports import free_port
 from labkit.verification import Verdict, verify
 
 

@@ -20,7 +20,7 @@ from labkit.evidence import Pack, read_csv, read_json
 from labkit.layout import ROOT
 from labkit.release import CHECK, PREVIOUS, differences, require_release, running_contract, write_contract, write_readme
 from labkit.serving.contract import Limits, ServerSettings, contract_document
-from labkit.serving.process import free_port
+from labkit.serving.ports import free_port
 from labkit.serving.smoke import wait_until_ready
 from labkit.verification import Verdict, verify
 

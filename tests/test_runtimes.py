@@ -24,9 +24,9 @@ from labkit.evidence import read_json
 from labkit.landscape import runtimes as landscape
 from labkit.layout import MODELS
 from labkit.report.landscape import print_runtimes
-from labkit.serving import engines, process, runtimes, shutdown, smoke
+from labkit.serving import engines, ports, running, runtimes, shutdown, smoke
 from labkit.serving.engines import EngineSettings, find_engine, load_engines, plan_launch
-from labkit.serving.process import free_port
+from labkit.serving.ports import free_port
 
 TOY = Path(__file__).with_name("toy_engine.py")
 STARTABLE = [engine for engine in load_engines() if engine.kind != engines.REMOTE]
@@ -252,11 +252,11 @@ def test_an_engine_is_started_asked_and_stopped(toy, tmp_path, monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, "s3cret")
     launch = launch_toy(toy)
     handle = runtimes.start_engine(launch, log=tmp_path / "log", timeout=30)
-    state = process.running_server(launch.port)
+    state = running.running_server(launch.port)
     assert (state.pid, state.model, state.limits["max_model_len"]) == (handle.pid, "toy-model", 4096)
     assert handle.health["pid"] == handle.pid
-    assert process.recorded_model(f"{handle.base_url}/v1") == "toy-model"
-    assert process.recorded_model("https://example.org:8000") is None
+    assert running.recorded_model(f"{handle.base_url}/v1") == "toy-model"
+    assert running.recorded_model("https://example.org:8000") is None
     assert smoke.smoke_test(handle.base_url, "toy-model")["first_message"] == "Hello there"
     assert benchmark(handle.base_url, ["Hello"], 2, model="toy-model")["levels"][0]["completion_tokens"] == 4
     assert all("s3cret" not in word for word in psutil.Process(handle.pid).cmdline())
@@ -267,7 +267,7 @@ def test_an_engine_is_started_asked_and_stopped(toy, tmp_path, monkeypatch):
     assert proof["process_gone"] is proof["port_closed"] is True
     assert (proof["model"], proof["signal"]) == ("toy-model", "SIGTERM")
     assert not psutil.pid_exists(handle.health["child"])
-    assert not process.state_file(launch.port).exists()
+    assert not running.state_file(launch.port).exists()
 
 
 @posix
@@ -275,7 +275,7 @@ def test_a_crash_at_the_start_tells_the_engines_last_words(toy, tmp_path):
     launch = launch_toy(toy, "broken")
     with pytest.raises(LabError, match="code 1; its last words: cannot read the weights in broken"):
         runtimes.start_engine(launch, log=tmp_path / "log", timeout=30)
-    assert not process.port_open("127.0.0.1", launch.port)
+    assert not ports.port_open("127.0.0.1", launch.port)
 
 
 @posix
@@ -284,8 +284,8 @@ def test_an_engine_that_does_not_get_ready_is_ended(toy, tmp_path, change):
     launch = launch_toy(dataclasses.replace(toy, **change))
     with pytest.raises(LabError, match=r"not healthy within 3 s|`false` ended with code 1"):
         runtimes.start_engine(launch, log=tmp_path / "log", timeout=3)
-    assert not process.port_open("127.0.0.1", launch.port)
-    assert not process.state_file(launch.port).exists()
+    assert not ports.port_open("127.0.0.1", launch.port)
+    assert not running.state_file(launch.port).exists()
 
 
 def test_a_program_that_is_missing_is_named_with_its_installation(toy):
@@ -353,10 +353,10 @@ def test_the_foreground_ends_with_the_engine(toy, tmp_path, capsys, number):
         assert left["cost_usd"] == left["seconds"]
         labkit(capsys, "stop", "--port", port, "--out", pack, code=0)
         assert read_json(pack / "shutdown_proof.json")["received"] == number.name
-    assert not process.proof_file(port).exists()
+    assert not running.proof_file(port).exists()
     assert not psutil.pid_exists(health["pid"])
     assert not psutil.pid_exists(health["child"])
-    assert not process.state_file(port).exists()
+    assert not running.state_file(port).exists()
 
 
 @posix
@@ -376,7 +376,7 @@ def test_an_engine_that_ends_by_itself_is_an_error_with_its_last_words(toy, tmp_
     assert "out of toy memory" in said
     until(lambda: not psutil.pid_exists(child))
     assert "Traceback" not in said
-    assert not process.state_file(port).exists()
+    assert not running.state_file(port).exists()
 
 
 @posix
@@ -393,4 +393,4 @@ def test_transformers_serve_is_started_asked_and_stopped(tiny_model_folder, tmp_
         proof = handle.stop()
     assert proof["process_gone"] is proof["port_closed"] is True
     assert handle.process.returncode in runtimes.STOPPED
-    until(lambda: not process.port_open("127.0.0.1", launch.port))
+    until(lambda: not ports.port_open("127.0.0.1", launch.port))

@@ -10,7 +10,7 @@ import pytest
 
 from labkit.errors import LabError
 from labkit.evidence import read_json
-from labkit.serving.process import port_open
+from labkit.serving.ports import port_open
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "serving.py"
 

@@ -20,9 +20,9 @@ from labkit import endpoint
 from labkit.errors import LabError
 from labkit.evidence import Pack
 from labkit.layout import ROOT, without_paths
-from labkit.serving import contract, process, runtimes, shutdown, smoke
+from labkit.serving import contract, process, running, runtimes, shutdown, smoke
 from labkit.serving.contract import Refusal, ServerSettings
-from labkit.serving.process import free_port
+from labkit.serving.ports import claim_port, free_port, port_open
 from labkit.serving.proof import shutdown_proof
 from labkit.verification import Verdict, verify
 
@@ -90,7 +90,7 @@ def test_keys_come_from_the_variable_and_from_a_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 0), ("127.0.0.1", 70000), ("203.0.113.9", 8123)])
 def test_an_impossible_address_is_named(host, port):
     with pytest.raises(LabError, match=r"is not a port|cannot listen on"):
-        process.claim_port(host, port)
+        claim_port(host, port)
 
 
 def test_a_wrong_model_path_gives_the_childs_own_reason(tmp_path):
@@ -99,7 +99,7 @@ def test_a_wrong_model_path_gives_the_childs_own_reason(tmp_path):
         runtimes.start_server(str(tmp_path / "missing-model"), port=port, log=tmp_path / "log")
     assert caught.value.next_step
     assert str(tmp_path) not in str(caught.value)
-    assert not process.port_open("127.0.0.1", port)
+    assert not port_open("127.0.0.1", port)
 
 
 def test_the_choice_of_backend_and_revision_reaches_the_child():
@@ -111,7 +111,7 @@ def test_a_server_that_is_not_healthy_in_time_is_ended(tiny_model_folder, tmp_pa
     port = free_port()
     with pytest.raises(LabError, match=r"not healthy within 0\.2 s"):
         runtimes.start_server(str(tiny_model_folder), port=port, log=tmp_path / "log", timeout=0.2)
-    assert not process.port_open("127.0.0.1", port)
+    assert not port_open("127.0.0.1", port)
 
 
 def test_errors_carry_no_folder_of_this_machine():
@@ -133,7 +133,7 @@ def test_stopping_drains_and_proves_it(tiny_model_folder, tmp_path, monkeypatch)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     log, port = tmp_path / "log", free_port()
     handle = runtimes.start_server(str(tiny_model_folder), port=port, device="cpu", limits=LONG, log=log)
-    state = process.running_server(port)
+    state = running.running_server(port)
     assert (state.pid, state.model, state.limits["queue"]) == (handle.pid, "tiny-llama", 1)
     answers = []
     asking = threading.Thread(target=lambda: answers.append(chat(handle.base_url, max_tokens=100)))
@@ -148,7 +148,7 @@ def test_stopping_drains_and_proves_it(tiny_model_folder, tmp_path, monkeypatch)
     assert (proof["requests_served"], proof["answers_drained"], proof["answers_cut"]) == (1, 1, 0)
     assert proof["gpu_memory"] == "not visible" or proof["gpu_memory"].endswith("MiB freed")
     assert handle.process.returncode == 0
-    assert not process.state_file(port).exists()
+    assert not running.state_file(port).exists()
     assert not psutil.pid_exists(handle.pid)
     said = log.read_text()
     assert "hello there" not in said
@@ -190,7 +190,7 @@ LONGEST = {"max_tokens": 3000, "logprobs": True, "top_logprobs": 20}
 
 
 def left(port):
-    return json.loads(process.proof_file(port).read_text())
+    return json.loads(running.proof_file(port).read_text())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
@@ -198,7 +198,7 @@ def test_a_server_stopped_while_its_model_loads_leaves_a_proof_too(tmp_path):
     port = free_port()
     command = [sys.executable, "-m", "labkit.cli", "serve", "--port", str(port), "--hourly", "3600"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
-        until(lambda: process.port_open("127.0.0.1", port))
+        until(lambda: port_open("127.0.0.1", port))
         until(lambda: httpx.get(f"http://127.0.0.1:{port}/health").status_code == 503)
         server.send_signal(signal.SIGINT)
         said = server.communicate(timeout=60)[1]
@@ -219,7 +219,7 @@ def test_ctrl_c_drains_and_leaves_a_proof_that_labkit_stop_completes(two_servers
         said += lines
     assert [line for line in said if line][-1] == "data: [DONE]"
     assert server.process.wait(60) == 0
-    assert not process.state_file(port).exists()
+    assert not running.state_file(port).exists()
     assert "Traceback" not in server.log.read_text()
     proof = left(port)
     assert (proof["signal"], proof["pid"], proof["port_closed"]) == ("SIGINT", server.pid, True)
@@ -277,16 +277,16 @@ def test_a_proof_that_cannot_be_written_or_paid_is_named_before_anything_starts_
 
 
 def test_a_proof_is_not_completed_while_the_process_is_there(monkeypatch, tmp_path):
-    monkeypatch.setattr(process, "STATE", tmp_path)
+    monkeypatch.setattr(running, "STATE", tmp_path)
     monkeypatch.setattr(shutdown, "EXIT_SECONDS", 0.1)
     mine = psutil.Process()
     facts = {"pid": mine.pid, "model": "m", "started": "2026-01-05T10:00:00+00:00", "create_time": mine.create_time()}
-    process.leave_proof(shutdown_proof(port=9, signal="SIGINT", port_closed=True, **facts), tmp_path / "copy.json")
+    running.leave_proof(shutdown_proof(port=9, signal="SIGINT", port_closed=True, **facts), tmp_path / "copy.json")
     with pytest.raises(LabError, match=f"its process {mine.pid} is still there"):
         shutdown.stop_server(9)
-    assert (tmp_path / "copy.json").read_text() == process.proof_file(9).read_text()
+    assert (tmp_path / "copy.json").read_text() == running.proof_file(9).read_text()
     for broken, said in (("{", "not readable JSON"), ('{"pid": 1}', "does not say hourly_usd, process_gone, seconds")):
-        process.proof_file(9).write_text(broken)
+        running.proof_file(9).write_text(broken)
         with pytest.raises(LabError, match=said):
             shutdown.stop_server(9)
 
@@ -305,7 +305,7 @@ def test_gpu_memory_is_what_nvidia_smi_says(tmp_path, monkeypatch):
 
 
 def test_a_state_file_of_a_process_that_is_gone_stops_nobody(server, monkeypatch, tmp_path):
-    monkeypatch.setattr(process, "STATE", tmp_path)
+    monkeypatch.setattr(running, "STATE", tmp_path)
     state = json.loads((runtimes.STATE / f"server-{server.port}.json").read_text())
     assert state["backend"] == "transformers"
     stranger = {**state, "create_time": state["create_time"] - 100, "port": 9}
@@ -328,5 +328,5 @@ def test_every_refusal_has_openais_shape():
 
 def test_the_servers_socket_names_its_protocol():
     """Without it asyncio leaves Nagle's algorithm on, and every whole answer waits for the client's delayed ACK."""
-    with process.claim_port("127.0.0.1", free_port()) as listener:
+    with claim_port("127.0.0.1", free_port()) as listener:
         assert listener.proto == socket.IPPROTO_TCP

@@ -333,12 +333,12 @@ def test_a_missing_notebook_is_a_clear_error(tmp_path, monkeypatch):
 
 
 def test_a_server_that_a_failed_lesson_left_behind_is_stopped(one_lesson, tmp_path, monkeypatch):
-    from labkit.serving import process
+    from labkit.serving import running
 
     state = tmp_path / "state"
     state.mkdir()
     monkeypatch.setattr(runner, "STATE", state)
-    monkeypatch.setattr(process, "STATE", state)
+    monkeypatch.setattr(running, "STATE", state)
     leave = f"""
         import json, psutil, subprocess, sys, pathlib
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)

@@ -19,7 +19,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from labkit.serving.app import create_app
 from labkit.serving.connections import Server
 from labkit.serving.contract import ERRORS, Limits, ServerSettings
-from labkit.serving.process import free_port
+from labkit.serving.ports import free_port
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -96,7 +96,7 @@ def evaluate(
     from labkit.generation import Sampling, load_chat_model
     from labkit.progress import AnswerDisplay
     from labkit.report.evaluation import print_failures
-    from labkit.serving.process import recorded_model
+    from labkit.serving.running import recorded_model
 
     if model and base_url:
         raise LabError("--model and --base-url were both given", "give one of them")

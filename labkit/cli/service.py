@@ -135,7 +135,7 @@ def smoke(
 ) -> None:
     """Prove with the openai client that a server answers, and write api_smoke_test.json."""
     from labkit.release import require_release
-    from labkit.serving.process import recorded_model
+    from labkit.serving.running import recorded_model
     from labkit.serving.smoke import smoke_test, wait_until_ready
 
     if wait:
@@ -166,7 +166,7 @@ def bench(
     from labkit.benchmark import Load, client_counts
     from labkit.endpoint import read_health, root_url
     from labkit.evaluation.cases import load_cases
-    from labkit.serving.process import recorded_model
+    from labkit.serving.running import recorded_model
 
     load = Load(tuple(case.full_prompt() for case in load_cases()), requests, max_tokens, warmup, stream)
     clients = client_counts(concurrency)
@@ -187,7 +187,7 @@ def _bench_alone(url: str, model: str | None, device: str, load, clients: tuple[
     from labkit.evidence import write_atomically
     from labkit.plots import throughput_plot
     from labkit.report.service import print_benchmark
-    from labkit.serving.process import server_pid
+    from labkit.serving.running import server_pid
 
     pack = open_pack(out, route)
     facts = {"model": model, "route": pack.route, "device": device, "server_pid": server_pid(url)}
@@ -201,7 +201,7 @@ def _bench_alone(url: str, model: str | None, device: str, load, clients: tuple[
 def _bench_against(named: list, devices: list[str], load, clients: tuple[int, ...], rounds: int, out, route) -> None:
     from labkit.benchmark import compare, open_target
     from labkit.report.service import print_comparison
-    from labkit.serving.process import server_pid
+    from labkit.serving.running import server_pid
 
     a, b = (open_target(url, name, pid=server_pid(url)) for url, name in named)
     pack = open_pack(out, route)

@@ -18,7 +18,7 @@ from labkit.drills.site import CHAT, HOST, LIMITS, LONG_ANSWER, Site, not_provok
 from labkit.endpoint import read_health
 from labkit.errors import LabError
 from labkit.layout import ROOT
-from labkit.serving.process import RunningServer, running_server, state_file
+from labkit.serving.running import RunningServer, running_server, state_file
 
 CLIENTS = 4
 ATTEMPTS = 3  # a small model may have finished before its clients overlap, or before it is killed

@@ -10,7 +10,7 @@ from labkit.drills.record import Drill, NotPossible, NotPossibleHere, write_dril
 from labkit.drills.site import FailedStart, Site
 from labkit.errors import LabError
 from labkit.evidence import Pack, utc_now
-from labkit.serving.process import free_port
+from labkit.serving.ports import free_port
 
 # name -> drill; the docstring is its line in `labkit drill --list`.
 STARTS: dict[str, Callable[[Site], FailedStart]] = {

@@ -18,7 +18,7 @@ from labkit.endpoint import KEY_VARIABLE
 from labkit.errors import LabError
 from labkit.layout import ROOT, without_paths
 from labkit.serving.contract import Limits
-from labkit.serving.process import free_port
+from labkit.serving.ports import free_port
 from labkit.serving.runtimes import SERVER_MODULE, ServerHandle, start_server
 
 HOST = "127.0.0.1"

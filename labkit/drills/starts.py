@@ -11,7 +11,7 @@ from labkit.drills.record import Drill, NotPossibleHere
 from labkit.drills.site import HOST, FailedStart, Site
 from labkit.endpoint import KEY_VARIABLE
 from labkit.layout import MODELS
-from labkit.serving.process import claim_port
+from labkit.serving.ports import claim_port
 
 MISSING_MODEL = "data/models/no-such-model"
 OPEN_HOST = "0.0.0.0"

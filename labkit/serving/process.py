@@ -1,180 +1,27 @@
-"""A labkit server as a process of this machine: its port, its life in the foreground, and the file it leaves meanwhile.
-
-`.labkit/server-<port>.json` says which process serves the port, so that `labkit stop` can end that process and no
-other. A clean exit removes the file and leaves `.labkit/shutdown-<port>.json`, what the process can prove of its end.
-"""
+"""A labkit server in the foreground of its process: keys, model, signals, and the proof of its end."""
 
 import contextlib
-import errno
 import logging
 import os
 import re
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
 
 from labkit.endpoint import KEY_VARIABLE, key_from_environment
 from labkit.errors import LabError
-from labkit.evidence import json_text, read_json, utc_now, write_atomically
-from labkit.layout import STATE
+from labkit.evidence import utc_now
 from labkit.serving.contract import DRAIN_SECONDS, ServerSettings
+from labkit.serving.ports import claim_port, port_open
 from labkit.serving.proof import check_proof_options, shutdown_proof
+from labkit.serving.running import leave_proof, record_server, running_server, state_file
 
 NO_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate memory|not enough memory|unable to mmap", re.I)
-
-
-@dataclass(frozen=True)
-class RunningServer:
-    """What a running server leaves in its state file. `create_time` is psutil's, seconds since the epoch."""
-
-    pid: int
-    create_time: float
-    host: str
-    port: int
-    base_url: str
-    model: str
-    revision: str
-    device: str
-    backend: str
-    started: str
-    limits: dict
-
-    def process(self) -> psutil.Process | None:
-        """The server's process, or None when it has ended."""
-        return process_of(self.pid, self.create_time)
-
-
-def process_of(pid: int, create_time: float) -> psutil.Process | None:
-    """The process, or None when it has ended; a later process with the same pid is not it."""
-    try:
-        process = psutil.Process(pid)
-        same = abs(process.create_time() - create_time) < 1
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.NoSuchProcess:
-        return None
-
-
-def record_server(pid: int, **facts: object) -> None:
-    """Write the state file of the server with process `pid`; `facts` are the other fields of RunningServer.
-
-    What an earlier server on the port left of its end says nothing of this one's, and goes.
-    """
-    state = RunningServer(pid=pid, create_time=psutil.Process(pid).create_time(), **facts)
-    proof_file(state.port).unlink(missing_ok=True)
-    write_atomically(state_file(state.port), json_text(asdict(state)).encode("utf-8"))
-
-
-def state_file(port: int) -> Path:
-    return STATE / f"server-{port}.json"
-
-
-def proof_file(port: int) -> Path:
-    """What the last server on `port` said of its end."""
-    return STATE / f"shutdown-{port}.json"
-
-
-def running_server(port: int) -> RunningServer | None:
-    """The labkit server that claims `port`, or None. Raises LabError for a state file that cannot be read."""
-    path = state_file(port)
-    if not path.exists():
-        return None
-    values = read_json(path)
-    if set(values) != {field.name for field in fields(RunningServer)}:
-        raise LabError(f"{path.name} is not a state file of this version", "delete it and end the server by hand")
-    return RunningServer(**values)
-
-
-def own_server(base_url: str) -> RunningServer | None:
-    """The server that labkit started at `base_url` of this machine, by its state file; None for any other."""
-    address = urlsplit(base_url)
-    if address.hostname not in ("127.0.0.1", "localhost", "::1"):
-        return None
-    server = running_server(address.port or 80)
-    return server if server is not None and server.process() is not None else None
-
-
-def recorded_model(base_url: str) -> str | None:
-    """The model of our own server at `base_url`: some engines list others beside it."""
-    server = own_server(base_url)
-    return server.model if server else None
-
-
-def children_of(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def end_children(children: Sequence[psutil.Process]) -> bool:
-    """End what a server started and left behind, such as workers that hold GPU memory. Whether all of it is gone."""
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    return not psutil.wait_procs(children, timeout=5)[1]
-
-
-def server_pid(base_url: str) -> int | None:
-    """The process of our own server at `base_url`; None for any other server: nothing guesses."""
-    server = own_server(base_url)
-    return server.pid if server else None
-
-
-def claim_port(host: str, port: int) -> socket.socket:
-    """A socket that listens on `host`:`port`. Raises LabError when it is taken, forbidden or not of this machine."""
-    if not 1 <= port <= 65535:
-        raise LabError(f"{port} is not a port", "choose a --port from 1024 to 65535")
-    listener = None
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # asyncio sends small parts at once only where a socket names its protocol; else each answer waits 40 ms.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        # On Windows SO_REUSEADDR would let two servers share a port.
-        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
-        listener.setsockopt(socket.SOL_SOCKET, exclusive or socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()
-        return listener
-    except OSError as error:
-        if listener is not None:
-            listener.close()
-        raise _port_error(host, port, error) from None
-
-
-def _port_error(host: str, port: int, error: OSError) -> LabError:
-    if error.errno == errno.EADDRINUSE or (sys.platform == "win32" and port_open(host, port)):
-        ours = running_server(port)
-        if ours is not None and ours.process() is not None:
-            what = f"port {port} is already in use by a labkit server that serves {ours.model}"
-            return LabError(what, f"choose another --port or stop it with `labkit stop --port {port}`")
-        what = f"port {port} is already in use by another program"
-        return LabError(what, f"choose another --port, or end that program; `labkit stop --port {port}` ends ours only")
-    if isinstance(error, PermissionError):
-        return LabError(f"this user may not open port {port}", "choose a --port from 1024 to 65535")
-    return LabError(f"cannot listen on {host} port {port}: {error.strerror or error}", "use --host 127.0.0.1")
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def port_open(host: str, port: int) -> bool:
-    """Whether something accepts connections on `port` of this machine."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    try:
-        socket.create_connection((reachable, port), timeout=1).close()
-        return True
-    except OSError:
-        return False
 
 
 def with_keys(settings: ServerSettings, key_file: str = "") -> ServerSettings:
@@ -200,12 +47,6 @@ def _read_keys(key_file: str) -> list[str]:
         what = f"the key file {Path(key_file).name} cannot be read: {reason}"
         raise LabError(what, "give --api-key-file a text file") from None
     return [line.strip() for line in text.splitlines()]
-
-
-def leave_proof(said: dict, copy: Path | None) -> None:
-    """Write the proof of a server's end for `labkit stop`, and to `copy` where one is named."""
-    for path in filter(None, (proof_file(said["port"]), copy)):
-        write_atomically(path, json_text(said).encode("utf-8"))
 
 
 def serve(settings: ServerSettings, key_file: str = "", proof: Path | None = None, hourly_usd: float = 0.0) -> None:

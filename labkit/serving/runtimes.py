@@ -23,17 +23,10 @@ from labkit.evidence import utc_now
 from labkit.layout import ROOT, STATE, without_paths
 from labkit.serving.contract import Limits, ServerSettings
 from labkit.serving.engines import SERVICE, Engine, Launch
-from labkit.serving.process import (
-    children_of,
-    claim_port,
-    end_children,
-    leave_proof,
-    proof_file,
-    record_server,
-    state_file,
-    with_keys,
-)
+from labkit.serving.ports import claim_port
+from labkit.serving.process import with_keys
 from labkit.serving.proof import check_proof_options
+from labkit.serving.running import children_of, end_children, leave_proof, proof_file, record_server, state_file
 from labkit.serving.shutdown import stop_server
 
 SERVER_MODULE = "labkit.serving"

@@ -8,17 +8,17 @@ import psutil
 
 from labkit.errors import LabError
 from labkit.evidence import read_json
-from labkit.serving.process import (
+from labkit.serving.ports import port_open
+from labkit.serving.proof import check_proof_options, cost, shutdown_proof
+from labkit.serving.running import (
     RunningServer,
     children_of,
     end_children,
-    port_open,
     process_of,
     proof_file,
     running_server,
     state_file,
 )
-from labkit.serving.proof import check_proof_options, cost, shutdown_proof
 
 EXIT_SECONDS = 60  # what Python may take to exit on a busy machine after the server has finished cleanly
 TRAFFIC = ("requests_served", "answers_drained", "answers_cut")  # what only the server itself knows

@@ -116,7 +116,7 @@ def _execute(entry: Lesson, source: Path, draft: Path, parameters: dict, pack: P
 
 def _stop_servers(folder: Path) -> None:
     """End the servers that a failed lesson of this pack left behind: those whose environment names its folder."""
-    from labkit.serving.process import running_server
+    from labkit.serving.running import running_server
     from labkit.serving.shutdown import stop_server
 
     for path in STATE.glob("server-*.json"):
