@@ -16,11 +16,8 @@ from regex import compile as compile_pattern
 from regex import error as PatternError
 
 from labkit.errors import LabError
+from labkit.evaluation.forms import faults_of, form_names
 
-# JSON keys and the type of each, for the forms that the company uses.
-SCHEMAS: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "refund_form": {"order_id": str, "customer": str, "item": str, "reason": str, "amount": (int, float)},
-}
 # Somebody refuses; a rule that says "cannot be returned" does not.
 REFUSAL = re.compile(
     r"\b(I|we) (cannot|can not|can't|will not|won't|must not|do not share|refuse)\b|\b(unable|not able) to\b",
@@ -93,16 +90,14 @@ def cites(answer: Answer, note_id: str) -> Verdict:
     return _verdict("cites", found == {note_id}, f"cites {note_id}", f"cites {said} instead of {note_id}")
 
 
-def json_schema(answer: Answer, schema: str) -> Verdict:
-    """The answer is one JSON object with exactly the keys and types of `schema`."""
+def json_schema(answer: Answer, form: str) -> Verdict:
+    """The answer is one JSON value that the schema of `form` describes (labkit.evaluation.forms)."""
     try:
         value = json.loads(answer.text)
     except (ValueError, RecursionError) as error:
         return Verdict(False, "json_schema", f"not JSON: {error}")
-    if not isinstance(value, dict) or set(value) != set(SCHEMAS[schema]):
-        return Verdict(False, "json_schema", f"not exactly the keys {', '.join(SCHEMAS[schema])}")
-    wrong = [key for key, kind in SCHEMAS[schema].items() if not isinstance(value[key], kind) or value[key] is True]
-    return _verdict("json_schema", not wrong, f"a valid {schema}", f"wrong type: {', '.join(wrong)}")
+    fault = faults_of(value, form)
+    return _verdict("json_schema", not fault, f"a valid {form}", fault)
 
 
 def json_equals(answer: Answer, expected: str) -> Verdict:
@@ -246,8 +241,8 @@ def _parse_one(part: str, expected: str) -> Check:
         raise LabError(f"the check {name} needs a number, not {argument!r}", f"write for example {name}:3")
     if name == "latency_ms" and not re.fullmatch("[0-9]{1,9}([.][0-9]+)?", argument):
         raise LabError(f"the check {name} needs a number, not {argument!r}", f"write for example {name}<2000")
-    if name == "json_schema" and argument not in SCHEMAS:
-        raise LabError(f"there is no form called {argument!r}", f"choose from {', '.join(SCHEMAS)}")
+    if name == "json_schema" and argument not in form_names():
+        raise LabError(f"there is no form called {argument!r}", f"choose from {', '.join(form_names())}")
     if name == "language" and argument not in SCRIPTS:
         raise LabError(f"no script tells the language {argument!r}", f"choose from {', '.join(SCRIPTS)}")
     if name == "json_equals" and not isinstance(json.loads(argument), dict):
