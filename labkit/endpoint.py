@@ -72,13 +72,13 @@ def read_json_page(url: str, timeout: float = 5, api_key: str | None = None) -> 
         return None
 
 
-def read_health(root: str, timeout: float = 5) -> dict:
+def read_health(root: str, timeout: float = 5, api_key: str | None = None) -> dict:
     """What /health says, with "status": "ok" added for servers that answer 200 and no JSON.
 
     A server without /health gives {"status": "not offered"}. Raises LabError when nothing answers.
     """
     try:
-        said = read_json_page(f"{root}/health", timeout)
+        said = read_json_page(f"{root}/health", timeout, api_key)
     except urllib.error.HTTPError as error:
         return {"status": "not offered" if error.code == 404 else f"HTTP {error.code}"}
     except (OSError, HTTPException) as error:

@@ -33,10 +33,10 @@ class StepDisplay:
 
 
 class AnswerDisplay:
-    """Answers that came, of `total`, on stderr. Pass it as `on_result` inside a `with` block."""
+    """Answers that came (or grades), of `total`, on stderr. Pass it as `on_result` inside a `with` block."""
 
-    def __init__(self, total: int):
-        columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    def __init__(self, total: int, what: str = "answers"):
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
         self._task = self._bar.add_task("", total=total)
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from labkit.cli import app
 from labkit.errors import LabError
 from labkit.evaluation.compare import Run, compare_runs, mcnemar, pass_rates, read_run, wilson_interval
-from labkit.evaluation.runner import RESULT_COLUMNS
+from labkit.evaluation.records import RESULT_COLUMNS
 from labkit.evidence import Pack
 from labkit.plots import case_changes
 

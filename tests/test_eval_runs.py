@@ -16,13 +16,18 @@ from rich.console import Console
 from tiny_server import HELLO, LONG, SMALL, live
 from typer.testing import CliRunner
 
+from labkit.adaptation.documents import Document
+from labkit.adaptation.prompts import PromptVariant
+from labkit.adaptation.rag import Library
 from labkit.cli import app
 from labkit.errors import LabError
 from labkit.evaluation import checks, targets
 from labkit.evaluation.cases import COLUMNS, Case, load_cases
 from labkit.evaluation.compare import compare_runs, pass_rates, read_run, wilson_interval
+from labkit.evaluation.levers import Levers, plainly
+from labkit.evaluation.records import failure_table, summarise, write_evaluation
 from labkit.evaluation.resume import PROGRESS, AnswersSoFar
-from labkit.evaluation.runner import evaluate, failure_table, run_id, summarise, write_evaluation
+from labkit.evaluation.runner import evaluate, run_id
 from labkit.evaluation.targets import Reply, Target, endpoint_target, model_target
 from labkit.evidence import Pack, csv_text, read_csv, read_json, read_manifest
 from labkit.generation import Sampling
@@ -31,6 +36,8 @@ from labkit.report.evaluation import print_failures
 from labkit.verification import Verdict, verify
 
 SHORT = Sampling(max_tokens=4)
+TERSE = PromptVariant("terse", "1", "Answer in one word.")
+DOCUMENT = Document("POL-91", "Parcels", "Parcels are carried by Heron Freight.")
 
 
 def cases(count=5, check="max_words:9"):
@@ -45,8 +52,12 @@ def target(ask, concurrency=1):
     return Target("echo", "1", "cpu", "none", ask, "by hand", concurrency)
 
 
-def echo(prompt, sampling):
-    return Reply(f"{prompt} {sampling.seed}", 5.0, 1, 1)
+def echo(asked, sampling):
+    return Reply(f"{question(asked)} {sampling.seed}", 5.0, 1, 1)
+
+
+def question(asked):
+    return asked.messages[-1]["content"]
 
 
 def rows(path):
@@ -60,12 +71,12 @@ def test_requests_run_at_once_and_results_stand_in_the_order_of_the_cases():
     """The first case waits for the last one: with one request at a time, or two, it would wait for ever."""
     last = threading.Event()
 
-    def ask(prompt, sampling):
-        if prompt == "hello 0":
+    def ask(asked, sampling):
+        if question(asked) == "hello 0":
             assert last.wait(10)
-        if prompt == "hello 2":
+        if question(asked) == "hello 2":
             last.set()
-        return echo(prompt, sampling)
+        return echo(asked, sampling)
 
     ended = []
     found = evaluate(target(ask, 4), cases(3), SHORT, lambda result: ended.append(result.case.case_id), concurrency=3)
@@ -101,7 +112,7 @@ def test_a_busy_server_is_waited_for_and_the_wait_is_no_latency(tiny_model, monk
         server = endpoint_target(base_url)
         with every_slot_taken(base_url):
             started = time.perf_counter()
-            asked = pool.submit(server.ask, "hello", SHORT)
+            asked = pool.submit(server.ask, plainly("hello"), SHORT)
             assert refused.wait(20)
         reply = asked.result(20)
         waited = (time.perf_counter() - started) * 1000
@@ -109,7 +120,7 @@ def test_a_busy_server_is_waited_for_and_the_wait_is_no_latency(tiny_model, monk
         assert 0 < reply.latency_ms < waited - 900
         monkeypatch.setattr(targets, "PATIENCE", 0.5)
         with every_slot_taken(base_url), pytest.raises(LabError, match="503"):
-            server.ask("hello", SHORT)
+            server.ask(plainly("hello"), SHORT)
 
 
 def test_the_backend_is_recorded_for_a_model_here_and_behind_a_server(tiny_model):
@@ -167,7 +178,7 @@ def test_a_server_that_answers_in_another_shape_is_told():
         try:
             odd = endpoint_target(f"http://127.0.0.1:{server.server_port}", model="m")
             with pytest.raises(LabError, match="answered a case without choices or without usage"):
-                odd.ask("hello", SHORT)
+                odd.ask(plainly("hello"), SHORT)
         finally:
             server.shutdown()
     assert odd.backend == "unknown"
@@ -212,8 +223,8 @@ def test_the_json_lines_are_the_rows_of_the_table(tmp_path):
     found = evaluate(target(echo), cases(), SHORT, repeats=2)
     write_evaluation(Pack(tmp_path, "local_cpu"), found, target(echo), SHORT)
     lines, table = rows(tmp_path / "eval_results.jsonl"), read_csv(tmp_path / "eval_results.csv")
-    spoken = [{key: str(value).lower() if key == "pass" else str(value) for key, value in row.items()} for row in lines]
-    assert spoken == table
+    spoken = [{key: json.dumps(value) if key == "pass" else str(value) for key, value in row.items()} for row in lines]
+    assert [{key: "" if value == "None" else value for key, value in row.items()} for row in spoken] == table
     assert lines[0]["pass"] is True
     assert "eval_results.jsonl" in read_manifest(tmp_path)["files"]
 
@@ -276,13 +287,12 @@ def test_the_table_tells_repeats_with_their_interval():
 
 
 def known_by(run=None, **changes):
-    given = {"prompts": [(case, case.full_prompt()) for case in cases()], "sampling": SHORT, **changes}
-    return run_id(run or target(echo), **given)
+    return run_id(run or target(echo), **{"cases": cases(), "sampling": SHORT, **changes})
 
 
 def test_the_same_run_has_the_same_id_and_a_judgement_changes_nothing():
-    judged = [(replace(case, learner_pass="true", learner_notes="good"), case.full_prompt()) for case in cases()]
-    assert known_by() == known_by() == known_by(prompts=judged)
+    judged = [replace(case, learner_pass="true", learner_notes="good") for case in cases()]
+    assert known_by() == known_by() == known_by(cases=judged)
     assert len(known_by()) == 16
     int(known_by(), 16)
 
@@ -296,10 +306,12 @@ def test_the_same_run_has_the_same_id_and_a_judgement_changes_nothing():
         {"sampling": replace(SHORT, stop=("x",))},
         {"repeats": 2},
         {"concurrency": 2},
-        {"levers": {"rag": {"documents": ["POL-01"]}}},
-        {"prompts": [(case, "Note. " + case.prompt) for case in cases()]},
-        {"prompts": [(replace(case, expected="y"), case.prompt) for case in cases()]},
-        {"prompts": [(case, case.prompt) for case in cases(4)]},
+        {"levers": Levers(constrained=True)},
+        {"levers": Levers(prompt=TERSE)},
+        {"levers": Levers(library=Library((DOCUMENT,)))},
+        {"cases": [replace(case, context_id="POL-01") for case in cases()]},
+        {"cases": [replace(case, expected="y") for case in cases()]},
+        {"cases": cases(4)},
         {"run": replace(target(echo), model="other")},
         {"run": replace(target(echo), revision="2")},
         {"run": replace(target(echo), device="cuda")},
@@ -313,8 +325,8 @@ def test_whatever_could_change_a_run_gives_it_another_id(changes):
 
 def test_the_id_of_the_summary_is_that_of_the_run_that_was_begun(tmp_path):
     found = evaluate(target(echo), cases(), SHORT, repeats=2)
-    summary = write_evaluation(Pack(tmp_path, "local_cpu"), found, target(echo), SHORT, levers={"prompt": "v2"})
-    assert summary["run_id"] == known_by(repeats=2, levers={"prompt": "v2"})
+    summary = write_evaluation(Pack(tmp_path, "local_cpu"), found, target(echo), SHORT, levers=Levers(prompt=TERSE))
+    assert summary["run_id"] == known_by(repeats=2, levers=Levers(prompt=TERSE))
 
 
 # A run that was killed
@@ -326,11 +338,11 @@ class Killed:
     def __init__(self, at=""):
         self.at, self.asked = at, []
 
-    def __call__(self, prompt, sampling):
-        self.asked.append(prompt)
-        if prompt == self.at:
+    def __call__(self, asked, sampling):
+        self.asked.append(question(asked))
+        if question(asked) == self.at:
             raise KeyboardInterrupt
-        return echo(prompt, sampling)
+        return echo(asked, sampling)
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
@@ -360,10 +372,10 @@ def test_only_answers_of_the_same_run_are_taken(tmp_path):
 
 
 def test_a_case_without_an_answer_is_asked_again_when_the_run_goes_on(tmp_path):
-    def ask(prompt, sampling):
-        if prompt == "hello 2":
+    def ask(asked, sampling):
+        if question(asked) == "hello 2":
             raise LabError("the server refused a case", "look at its log")
-        return echo(prompt, sampling)
+        return echo(asked, sampling)
 
     evaluate(target(ask), cases(), SHORT, so_far=AnswersSoFar(tmp_path, "run"))
     second = Killed()

@@ -11,14 +11,15 @@ from tiny_server import SMALL, live
 from labkit.errors import LabError
 from labkit.evaluation.cases import COLUMNS, RISKS, load_cases
 from labkit.evaluation.checks import CHECKS, Answer, judge, parse_checks
-from labkit.evaluation.runner import (
+from labkit.evaluation.levers import plainly
+from labkit.evaluation.records import (
     cases_with_review,
-    evaluate,
     failure_table,
     one_of_each_risk,
     summarise,
     write_evaluation,
 )
+from labkit.evaluation.runner import evaluate
 from labkit.evaluation.targets import Reply, Target, endpoint_target, model_target
 from labkit.evidence import Pack, read_csv, read_json
 from labkit.generation import Sampling
@@ -309,7 +310,7 @@ def test_shipped_cases_cover_the_five_risks():
 
 
 def parrot(text: str) -> Target:
-    return Target("parrot", "1", "cpu", "none", lambda prompt, sampling: Reply(text, 5.0, 1, 1))
+    return Target("parrot", "1", "cpu", "none", lambda asked, sampling: Reply(text, 5.0, 1, 1))
 
 
 def test_results_summary_and_failure_table_agree(tmp_path):
@@ -368,9 +369,9 @@ def test_the_key_of_the_environment_reaches_a_server_that_asks_for_one(tiny_mode
     with live(tiny_model, SMALL, api_keys=("sesame",)) as base_url:
         monkeypatch.delenv("LABKIT_API_KEY", raising=False)
         with pytest.raises(LabError, match="401"):
-            endpoint_target(base_url).ask("hello", Sampling(max_tokens=2))
+            endpoint_target(base_url).ask(plainly("hello"), Sampling(max_tokens=2))
         monkeypatch.setenv("LABKIT_API_KEY", "sesame")
-        assert endpoint_target(base_url).ask("hello", Sampling(max_tokens=2)).completion_tokens
+        assert endpoint_target(base_url).ask(plainly("hello"), Sampling(max_tokens=2)).completion_tokens
 
 
 def test_no_server_is_an_error_with_a_remedy():

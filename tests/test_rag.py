@@ -11,7 +11,9 @@ from labkit.adaptation.rag import EVERYBODY, UPDATES, EmbeddingIndex, Library, g
 from labkit.cli import app
 from labkit.errors import LabError
 from labkit.evaluation.cases import load_cases
-from labkit.evaluation.runner import evaluate, grounded_prompts, summarise
+from labkit.evaluation.levers import Levers
+from labkit.evaluation.records import summarise
+from labkit.evaluation.runner import evaluate
 from labkit.evaluation.targets import model_target
 from labkit.generation import Sampling
 from labkit.layout import DATA
@@ -185,17 +187,17 @@ def test_notes_that_the_model_never_saw_become_answerable(embedded, library):
     trained = "\n".join(path.read_text(encoding="utf-8") for path in (DATA / "corpus").glob("*.*"))
     assert not [doc.doc_id for doc in load_documents(UPDATES) if doc.text in trained]
     plain = evaluate(target, cases, Sampling(max_tokens=48))
-    grounded = evaluate(target, cases, Sampling(max_tokens=48), prompt_of=grounded_prompts(library))
+    grounded = evaluate(target, cases, Sampling(max_tokens=48), levers=Levers(library))
     assert sum(result.verdict.passed for result in plain) <= 0.1 * len(cases)
     assert sum(result.verdict.passed for result in grounded) >= 0.8 * len(cases)
-    summary = summarise(grounded, target, Sampling(), "local_cpu", library.as_lever())
-    assert summary["settings"]["rag"]["ranking"] == "bm25"
-    assert "POL-21" in summary["settings"]["rag"]["documents"]
+    summary = summarise(grounded, target, Sampling(), "local_cpu", Levers(library))
+    assert summary["levers"]["rag"]["ranking"] == "bm25"
+    assert "POL-21" in summary["levers"]["rag"]["documents"]
 
 
 def test_a_case_with_a_note_keeps_it(library):
     case = next(case for case in load_cases() if case.context_id == "POL-06" and case.risk == "safety")
-    assert grounded_prompts(library)(case) == case.full_prompt()
+    assert Levers(library).asked(case).messages[-1]["content"] == case.full_prompt()
 
 
 # Embeddings

@@ -22,6 +22,8 @@ from labkit.cli.app import (
 from labkit.errors import LabError
 from labkit.layout import display_path
 
+PROMPT_HELP = "a system prompt and examples around each question: a name in data/prompts, or a YAML file"
+
 
 @app.command()
 def chat(
@@ -29,6 +31,7 @@ def chat(
     model: ModelOption = "mini-instruct",
     device: DeviceOption = "auto",
     note: Annotated[str | None, typer.Option(help="policy note to put before it, such as POL-01")] = None,
+    prompt_variant: Annotated[str | None, typer.Option(help=PROMPT_HELP)] = None,
     max_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
     seed: int = 0,
@@ -37,9 +40,11 @@ def chat(
 ) -> None:
     """Ask the model a question; with --out, keep the first run as evidence."""
     from labkit.adaptation.notes import find_note, with_note
+    from labkit.adaptation.prompts import find_prompt
     from labkit.generation import Sampling, load_chat_model, write_first_run
 
     found = find_note(note) if note else None
+    variant = find_prompt(prompt_variant) if prompt_variant else None
     loaded = load_chat_model(model, device)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
     for question in [prompt] if prompt is not None else (line.strip() for line in sys.stdin):
@@ -47,7 +52,8 @@ def chat(
             continue
         asked = with_note(question, found) if found else question
         answer = None
-        for piece in loaded.stream([{"role": "user", "content": asked}], sampling):
+        messages = variant.messages_for(asked) if variant else [{"role": "user", "content": asked}]
+        for piece in loaded.stream(messages, sampling):
             if isinstance(piece, str):
                 print(piece, end="", flush=True)
             else:
@@ -71,58 +77,52 @@ def evaluate(
     device: DeviceOption = "auto",
     max_tokens: int = 96,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="sample from the likeliest tokens of this probability in all")] = 1.0,
     seed: Annotated[int, typer.Option(help="of the first repeat; each other has the next")] = 0,
     repeats: Annotated[int, typer.Option(help="how often each case is asked; it passes when every answer does")] = 1,
     concurrency: Annotated[
-        int | None, typer.Option(help="requests at once to a server (default: 4, and 1 for a model in this process)")
+        int | None, typer.Option(help="cases at once (default: 4 of a server, 8 of a model in this process)")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the same run where it was interrupted")] = False,
     rag: Annotated[list[Path] | None, typer.Option(help="documents for the cases without a note")] = None,
+    prompt: Annotated[str | None, typer.Option(help=PROMPT_HELP)] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="decode within its schema whatever must be a JSON form")
+    ] = False,
+    judge: Annotated[str | None, typer.Option(help="a server whose model grades each answer as well")] = None,
+    judge_model: Annotated[str | None, typer.Option(help="the judge's model (default: its server's first)")] = None,
+    judge_prompt: Annotated[Path | None, typer.Option(help="YAML file (default: data/judges/pass_or_fail)")] = None,
+    export: Annotated[
+        str | None, typer.Option(help="lm-eval or promptfoo: run nothing, write its files for the cases to --out")
+    ] = None,
     route: RouteOption = None,
 ) -> None:
     """Ask the fixed cases, judge each answer, and write the results and the failure table by risk."""
-    from labkit.adaptation.rag import open_library
+    from labkit.cli import evaluating
     from labkit.evaluation.cases import EVAL_CASES, load_cases
-    from labkit.evaluation.resume import AnswersSoFar
-    from labkit.evaluation.runner import (
-        cases_with_review,
-        evaluate,
-        grounded_prompts,
-        require_countable,
-        run_id,
-        write_evaluation,
-    )
+    from labkit.evaluation.runner import require_countable
     from labkit.evaluation.targets import endpoint_target, model_target
     from labkit.generation import Sampling, load_chat_model
-    from labkit.progress import AnswerDisplay
     from labkit.report.evaluation import print_failures
     from labkit.serving.running import recorded_model
 
+    asked = load_cases(cases or EVAL_CASES)
+    levers = evaluating.levers(rag, prompt, schema)
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed, top_p=top_p)
+    if export:
+        evaluating.export_cases(export, out, asked, levers, sampling, base_url, model)
+        return
     if model and base_url:
         raise LabError("--model and --base-url were both given", "give one of them")
-    asked = load_cases(cases or EVAL_CASES)
+    second = evaluating.judge(judge, judge_model, judge_prompt)
     if base_url:
         target = endpoint_target(base_url, model=recorded_model(base_url))
     else:
         target = model_target(load_chat_model(model or "mini-instruct", device))
     at_once = target.concurrency if concurrency is None else concurrency
     require_countable(target, at_once, repeats)
-    library = open_library(rag) if rag else None
-    levers, prompt_of = library.as_lever() if library else None, grounded_prompts(library)
-    pack = open_pack(out, route)
-    asked = cases_with_review(pack, asked)
-    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    run = run_id(target, [(case, prompt_of(case)) for case in asked], sampling, at_once, repeats, levers)
-    so_far = AnswersSoFar(pack.folder, run, resume)
-    total = len(asked) * repeats
-    if resume:
-        print(f"run {run}: {len(so_far.held)} of {total} answers are there already", file=sys.stderr)
-    with AnswerDisplay(total) as display:
-        results = evaluate(target, asked, sampling, display, prompt_of, at_once, repeats, so_far)
-    summary = write_evaluation(pack, results, target, sampling, levers=levers, concurrency=at_once)
-    if all(result.answered for result in results):
-        so_far.remove()
-    print_failures(summary)
+    run = evaluating.Run(target, sampling, levers, at_once, repeats, second)
+    print_failures(evaluating.run(run, open_pack(out, route), asked, resume))
 
 
 @app.command()

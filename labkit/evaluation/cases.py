@@ -7,7 +7,7 @@ from pathlib import Path
 
 from labkit.adaptation.notes import find_note, load_notes, with_note
 from labkit.errors import LabError
-from labkit.evaluation.checks import parse_checks
+from labkit.evaluation.checks import JSON_FORM, parse_checks
 from labkit.evidence import read_csv
 from labkit.layout import DATA
 
@@ -41,6 +41,13 @@ class Case:
         """The note that a right answer cites, or empty: what retrieval must find."""
         found = re.search(r"\bcites:([\w-]+)", self.check)
         return found[1] if found else ""
+
+    @property
+    def form(self) -> str:
+        """The form that the answer must be, or empty: what decoding can be kept to."""
+        return next(
+            (found.argument for found in parse_checks(self.check, self.expected) if found.name == JSON_FORM), ""
+        )
 
     def full_prompt(self) -> str:
         return with_note(self.prompt, find_note(self.context_id)) if self.context_id else self.prompt

@@ -219,6 +219,7 @@ CHECKS: dict[str, Callable[[Answer, str], Verdict]] = {
         latency_ms,
     )
 }
+JSON_FORM = json_schema.__name__
 _COUNTED = {"bullets", "max_bullets", "min_words", "max_words"}
 
 
@@ -241,7 +242,7 @@ def _parse_one(part: str, expected: str) -> Check:
         raise LabError(f"the check {name} needs a number, not {argument!r}", f"write for example {name}:3")
     if name == "latency_ms" and not re.fullmatch("[0-9]{1,9}([.][0-9]+)?", argument):
         raise LabError(f"the check {name} needs a number, not {argument!r}", f"write for example {name}<2000")
-    if name == "json_schema" and argument not in form_names():
+    if name == JSON_FORM and argument not in form_names():
         raise LabError(f"there is no form called {argument!r}", f"choose from {', '.join(form_names())}")
     if name == "language" and argument not in SCRIPTS:
         raise LabError(f"no script tells the language {argument!r}", f"choose from {', '.join(SCRIPTS)}")

@@ -1,52 +1,78 @@
 """What can be evaluated: a model in this process, or one behind an OpenAI-compatible API."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from labkit.endpoint import first_model, open_client, read_health, root_url
 from labkit.errors import LabError
-from labkit.generation import ChatModel, Sampling
+from labkit.evaluation.levers import Asked
+from labkit.generation import Chat, ChatModel, Completion, Sampling, chat_together, json_grammar
 
 CLIENTS = 4  # requests at once to a server, unless told: what `labkit serve` answers together
+ROWS = 8  # cases that a model in this process decodes together, unless told
 RETRIES = 2  # of the openai client, on connection errors and on 408, 409, 429 and 5xx answers
 PATIENCE = 120.0  # seconds for which one case waits where a server names the time to come back
+NOT_HONOURED = (400, 422)  # what a server says that does not stream, or does not know a parameter of streams
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer with its cost: milliseconds from request to last token, and the tokenizer's own counts."""
+    """One answer with its cost: milliseconds from request to last token, and the tokenizer's own counts.
+
+    `ttft_ms` is the time to the first token, the whole latency for an empty answer, None where it cannot be known.
+    """
 
     text: str
     latency_ms: float
     prompt_tokens: int
     completion_tokens: int
+    ttft_ms: float | None = None
+
+
+Order = tuple[Asked, Sampling]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is evaluated: a name, the facts that identify it, and a function from prompt to reply.
+    """What is evaluated: a name, the facts that identify it, and a function from what is asked to the reply.
 
     `concurrency` is how many requests it takes at once unless told otherwise; 1 is a target that never takes more.
+    Where there is `together`, it answers several orders at once, as many as it is told, and names each by its number
+    as it ends; else several threads ask.
     """
 
     model: str
     revision: str
     device: str
     dtype: str
-    ask: Callable[[str, Sampling], Reply]
+    ask: Callable[[Asked, Sampling], Reply]
     backend: str = "unknown"
     concurrency: int = 1
+    together: Callable[[Sequence[Order], int], Iterator[tuple[int, Reply | LabError]]] | None = None
 
 
 def model_target(model: ChatModel) -> Target:
-    """A model in this process."""
+    """A model in this process. A latency among several cases is that of a server with as many clients."""
 
-    def ask(prompt: str, sampling: Sampling) -> Reply:
-        done = model.chat([{"role": "user", "content": prompt}], sampling)
-        return Reply(done.text, done.seconds * 1000, done.prompt_tokens, done.completion_tokens)
+    def ask(asked: Asked, sampling: Sampling) -> Reply:
+        return _completed(model.chat(asked.messages, sampling, _grammar(asked)))
 
-    return Target(model.name, model.revision, model.device, model.dtype, ask, model.backend)
+    def together(orders: Sequence[Order], width: int) -> Iterator[tuple[int, Reply | LabError]]:
+        chats = [Chat(asked.messages, sampling, _grammar(asked)) for asked, sampling in orders]
+        for number, ended in chat_together(model, chats, width):
+            yield number, _completed(ended) if isinstance(ended, Completion) else ended
+
+    return Target(model.name, model.revision, model.device, model.dtype, ask, model.backend, ROWS, together)
+
+
+def _grammar(asked: Asked) -> str:
+    return json_grammar(asked.schema) if asked.schema else ""
+
+
+def _completed(done: Completion) -> Reply:
+    first = done.first_token_seconds * 1000
+    return Reply(done.text, done.seconds * 1000, done.prompt_tokens, done.completion_tokens, first)
 
 
 def endpoint_target(base_url: str, api_key: str | None = None, model: str | None = None) -> Target:
@@ -58,32 +84,90 @@ def endpoint_target(base_url: str, api_key: str | None = None, model: str | None
     A busy server that names the time to come back (Retry-After) is asked again for up to PATIENCE seconds. The latency
     is that of the request that was answered, without the waiting and the requests before it.
     """
-    import openai
-
     root = root_url(base_url)
-    said = read_health(root)
+    said = read_health(root, api_key=api_key)
     client = open_client(root, api_key, timeout=60, retries=RETRIES)
-    model = model or said.get("model") or first_model(client)
+    endpoint = _Endpoint(client, root, model or said.get("model") or first_model(client))
+    facts = (str(said.get(key, "unknown")) for key in ("revision", "device", "dtype", "backend"))
+    revision, device, dtype, backend = facts
+    return Target(endpoint.model, revision, device, dtype, endpoint.ask, backend, CLIENTS)
 
-    def ask(prompt: str, sampling: Sampling) -> Reply:
-        def request():
-            return client.chat.completions.with_raw_response.create(
-                model=model,
-                messages=[{"role": "user", "content": prompt}],
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                seed=sampling.seed,
-            )
 
+class _Endpoint:
+    """Asks for streams, which show the first token's time. A server that will not stream, or sends no usage in its
+    streams, is asked for whole answers from then on: tokens are worth more than the time of the first one."""
+
+    def __init__(self, client, root: str, model: str):
+        self.model = model
+        self._client, self._root, self._streams = client, root, True
+
+    def ask(self, asked: Asked, sampling: Sampling) -> Reply:
+        import httpx2
+        import openai
+
+        body = _body(self.model, asked, sampling)
         try:
-            return _reply(_patiently(request), root)
+            streamed = self._streamed(body) if self._streams else None
+            return streamed or self._whole(body)
         except openai.OpenAIError as error:
-            raise LabError(f"the server at {root} refused a case: {error}", "look at the server's log") from error
+            what = f"the server at {self._root} refused a case: {error}"
+            raise LabError(what, "look at the server's log") from error
+        except httpx2.HTTPError as error:  # the openai client lets those of a stream through
+            what = f"the server at {self._root} broke off its answer: {error or type(error).__name__}"
+            raise LabError(what, "look at the server's log") from error
 
-    revision, device, dtype, backend = (
-        str(said.get(key, "unknown")) for key in ("revision", "device", "dtype", "backend")
-    )
-    return Target(model, revision, device, dtype, ask, backend, CLIENTS)
+    def _streamed(self, body: dict) -> Reply | None:
+        """None where the server does not stream, or told no usage."""
+        import openai
+
+        more = {"stream": True, "stream_options": {"include_usage": True}}
+        try:
+            response = _patiently(lambda: self._create(**body, **more))
+        except openai.APIStatusError as error:
+            if error.status_code in NOT_HONOURED:
+                return None
+            raise
+        return _read_stream(response)
+
+    def _whole(self, body: dict) -> Reply:
+        reply = _reply(_patiently(lambda: self._create(**body)), self._root)
+        self._streams = False  # only now: a case that is refused in either way says nothing of streams
+        return reply
+
+    def _create(self, **body):
+        return self._client.chat.completions.with_raw_response.create(**body)
+
+
+def _body(model: str, asked: Asked, sampling: Sampling) -> dict:
+    body = {"model": model, "messages": list(asked.messages), "max_tokens": sampling.max_tokens}
+    body |= {"temperature": sampling.temperature, "seed": sampling.seed}
+    if sampling.top_p != 1.0:
+        body["top_p"] = sampling.top_p
+    if asked.schema:
+        form = {"name": "form", "schema": asked.schema, "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": form}
+    return body
+
+
+def _read_stream(response) -> Reply | None:
+    """The reply in a stream; None where it has no usage, or is no stream.
+
+    `elapsed` is the client's own measure from the request to the end of the body. The moment of the first text is told
+    from that end backwards, so that a request which the client had to repeat is not in it.
+    """
+    pieces, usage, first = [], None, None
+    try:
+        for chunk in response.parse():
+            delta = chunk.choices[0].delta if chunk.choices else None
+            if delta and (delta.content or getattr(delta, "reasoning_content", None)):
+                first = first or time.perf_counter()
+                pieces.append(delta.content or "")
+            usage = chunk.usage or usage
+        ended, took = time.perf_counter(), response.elapsed.total_seconds() * 1000
+        ttft = took if first is None else max(0.0, took - (ended - first) * 1000)
+        return Reply("".join(pieces), took, usage.prompt_tokens, usage.completion_tokens, ttft)
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return None
 
 
 def _patiently(request: Callable):

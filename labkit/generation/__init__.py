@@ -5,11 +5,13 @@ from labkit.generation.chat_model import EMBEDDED, ChatModel, Message, load_chat
 from labkit.generation.constraint import Constraint, json_grammar
 from labkit.generation.network import Images, threads_for
 from labkit.generation.sampling import COLDEST, Sampling, choose_token
+from labkit.generation.together import Chat, chat_together
 
 __all__ = [
     "COLDEST",
     "EMBEDDED",
     "Answer",
+    "Chat",
     "ChatModel",
     "Completion",
     "Constraint",
@@ -17,6 +19,7 @@ __all__ = [
     "Message",
     "Sampling",
     "TokenScore",
+    "chat_together",
     "choose_token",
     "first_stop",
     "held_back",

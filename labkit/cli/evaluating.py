@@ -1,0 +1,84 @@
+"""What `labkit eval` does with its options: the levers, the judge, the run and the files for other tools."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.adaptation.prompts import find_prompt, read_prompt
+from labkit.adaptation.rag import open_library
+from labkit.cli.app import LOCAL_SERVER
+from labkit.endpoint import root_url
+from labkit.errors import LabError
+from labkit.evaluation.cases import Case
+from labkit.evaluation.export import EXPORTS, Export
+from labkit.evaluation.judging import Judge, open_judge, with_grades
+from labkit.evaluation.levers import Levers
+from labkit.evaluation.records import cases_with_review, write_evaluation
+from labkit.evaluation.resume import AnswersSoFar
+from labkit.evaluation.runner import evaluate, run_id
+from labkit.evaluation.targets import Target
+from labkit.evidence import Pack
+from labkit.generation import EMBEDDED, Sampling
+from labkit.progress import AnswerDisplay
+
+
+@dataclass(frozen=True)
+class Run:
+    target: Target
+    sampling: Sampling
+    levers: Levers
+    concurrency: int
+    repeats: int
+    judge: Judge | None
+
+
+def levers(rag: Sequence[Path] | None, prompt: str | None, schema: bool) -> Levers:
+    return Levers(open_library(rag) if rag else None, find_prompt(prompt) if prompt else None, schema)
+
+
+def judge(base_url: str | None, model: str | None, prompt: Path | None) -> Judge | None:
+    if base_url is None:
+        if model or prompt:
+            raise LabError("there is no judge to give a model or a prompt to", "give --judge and its server's URL")
+        return None
+    return open_judge(base_url, model, read_prompt(prompt) if prompt else None)
+
+
+def run(wanted: Run, pack: Pack, cases: Sequence[Case], resume: bool) -> dict:
+    """Ask, judge, grade and write; returns the summary. What was answered is kept until it is written."""
+    cases = cases_with_review(pack, cases)
+    how = (wanted.concurrency, wanted.repeats)
+    name = run_id(wanted.target, cases, wanted.sampling, *how, wanted.levers)
+    so_far, total = AnswersSoFar(pack.folder, name, resume), len(cases) * wanted.repeats
+    if resume:
+        print(f"run {name}: {len(so_far.held)} of {total} answers are there already", file=sys.stderr)
+    with AnswerDisplay(total) as display:
+        results = evaluate(wanted.target, cases, wanted.sampling, display, wanted.levers, *how, so_far)
+    if wanted.judge:
+        with AnswerDisplay(total, "grades") as display:
+            results = with_grades(wanted.judge, results, display)
+    summary = write_evaluation(
+        pack, results, wanted.target, wanted.sampling, levers=wanted.levers, concurrency=wanted.concurrency
+    )
+    if all(result.answered for result in results):
+        so_far.remove()
+    return summary
+
+
+def export_cases(
+    tool: str,
+    out: Path | None,
+    cases: Sequence[Case],
+    levers: Levers,
+    sampling: Sampling,
+    base_url: str | None,
+    model: str | None,
+) -> None:
+    """Write what `tool` needs to ask the cases at a server into the folder `out`, and say how it is run."""
+    if tool not in EXPORTS:
+        raise LabError(f"there is no export for {tool!r}", f"choose {' or '.join(EXPORTS)}")
+    if out is None:
+        raise LabError("there is no folder to export to", "give --out, for example --out exported")
+    server = f"{root_url(base_url or LOCAL_SERVER)}/v1"
+    print(EXPORTS[tool](Export(tuple(cases), levers, sampling, server, model or EMBEDDED), out))
