@@ -69,7 +69,7 @@ def test_same_seed_same_corpus(corpus):
 
 def test_committed_files_are_those_of_the_generator(corpus, tmp_path):
     corpus.write_committed(tmp_path, 13)
-    for name in ("corpus/shop.txt", "corpus/held_out_cases.csv", "train.jsonl"):
+    for name in ("corpus/shop.txt", "corpus/held_out_cases.csv", "label_cases.csv", "train.jsonl"):
         assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), f"{name}: run generate.py --committed"
 
 
