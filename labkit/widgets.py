@@ -13,6 +13,9 @@ import ipywidgets
 from labkit.benchmark import Moment
 from labkit.environment import unwatched
 from labkit.errors import LabError
+from labkit.evaluation.review import agreement, one_per_case, read_review, review
+from labkit.evaluation.runner import Result
+from labkit.evidence import Pack
 from labkit.routes import ROUTE_NAMES, Route, load_routes
 from labkit.verification import Finding, Verdict, Verification
 
@@ -107,12 +110,66 @@ def drill_menu(
     return ipywidgets.VBox([ipywidgets.HBox([menu, button]), said, record])
 
 
-def _record_html(row: Mapping[str, str]) -> str:
+def _record_html(row: Mapping[str, str], cell: str = "") -> str:
     top, apart = 'style="vertical-align: top"', 'style="padding-right: 1em"'
+    style = f' style="{cell}"' if cell else ""
     cells = "".join(
-        f"<tr {top}><th {apart}>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in row.items()
+        f"<tr {top}><th {apart}>{escape(key)}</th><td{style}>{escape(value)}</td></tr>" for key, value in row.items()
     )
     return f'<table style="text-align: left; line-height: 1.5">{cells}</table>'
+
+
+JUDGED = (("pass", "true"), ("fail", "false"), ("not judged", ""))
+
+
+def review_table(pack: Pack, results: Sequence[Result], lesson: str = "13.4") -> ipywidgets.VBox:
+    """The answers of an evaluation, one at a time, failed ones first, to be judged by a person with the keyboard.
+
+    Tab goes from Previous and Next over the verdicts to the notes, and Space presses. What is chosen stands in the
+    pack's eval_cases.csv at once, notes as soon as their field is left; `labkit.evaluation.review.review` does the same
+    without a hand. Raises LabError when the pack has no readable eval_cases.csv; one while saving is told below.
+    """
+    shown, held = one_per_case(results), read_review(pack)
+    at, filling = 0, False
+    back, on = ipywidgets.Button(description="Previous"), ipywidgets.Button(description="Next")
+    verdict = ipywidgets.ToggleButtons(options=JUDGED, value="")
+    verdict.style.button_width = "7em"
+    notes = ipywidgets.Textarea(placeholder="Why? (your notes)", continuous_update=False)
+    notes.layout.width = "100%"
+    card, said = ipywidgets.HTML(), ipywidgets.HTML()
+
+    def show(step: int = 0) -> None:
+        nonlocal at, filling
+        at, filling = (at + step) % len(shown), True
+        verdict.value, notes.value = held.get(shown[at].case.case_id, ("", ""))
+        card.value, filling = _review_html(shown[at], at + 1, len(shown)), False
+
+    def save(_change: object) -> None:
+        if filling:
+            return
+        case_id, judgement = shown[at].case.case_id, (verdict.value, notes.value)
+        try:
+            said.value = escape(str(review(pack, results, {case_id: judgement}, lesson)))
+            held[case_id] = judgement
+        except LabError as error:
+            said.value = escape(f"Not saved: {error}")
+
+    show()
+    said.value = escape(str(agreement(results, held)))
+    back.on_click(lambda _button: show(-1))
+    on.on_click(lambda _button: show(1))
+    verdict.observe(save, names="value")
+    notes.observe(save, names="value")
+    return ipywidgets.VBox([card, ipywidgets.HBox([back, on, verdict]), notes, said])
+
+
+def _review_html(result: Result, place: int, total: int) -> str:
+    case, verdict = result.case, result.verdict
+    automatic = f"{'pass' if verdict.passed else 'fail'} ({verdict.kind}): {verdict.reason}"
+    asked, answer = result.prompt or case.full_prompt(), result.reply.text or "(empty)"
+    rows = {"Wanted": case.expected_behavior, "Asked": asked, "Answer": answer, "Automatic": automatic}
+    title = f"<p><b>{place} of {total}: {escape(case.case_id)}</b> ({escape(case.risk)})</p>"
+    return title + _record_html(rows, "white-space: pre-wrap; overflow-wrap: anywhere")
 
 
 REDRAW_SECONDS = 0.05  # a front end that is told of every token falls behind

@@ -29,31 +29,59 @@ def training_prompts(corpus) -> list[str]:
     return made + [row["messages"][0]["content"] for row in tuning]
 
 
+CASE_FILES = ("eval_cases.csv", "eval_cases_held_out.csv", "update_cases.csv", "label_cases.csv")
+
+
 @pytest.fixture(scope="module")
 def evaluation_prompts() -> list[str]:
-    cases = load_cases() + load_cases(DATA / "corpus" / "held_out_cases.csv")
+    cases = [case for name in (*CASE_FILES, "corpus/held_out_cases.csv") for case in load_cases(DATA / name)]
     return [case.full_prompt() for case in cases]
 
 
+def normal(text: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def questions(prompts: list[str]) -> list[str]:
+    """The prompts without the notes before them, each once."""
+    return sorted({prompt.rpartition("\n\n")[2] for prompt in prompts})
+
+
+def nearly_equal(prompts: list[str], wanted: list[str]) -> list[tuple[str, str]]:
+    """Pairs of a prompt and a wanted one whose word shingles have a Jaccard similarity of NEAR or more.
+
+    Counted through an index from shingle to wanted prompt.
+    """
+    pieces_of = [shingles(text) for text in wanted]
+    index: dict[tuple[str, ...], list[int]] = {}
+    for number, pieces in enumerate(pieces_of):
+        for piece in pieces:
+            index.setdefault(piece, []).append(number)
+    found = []
+    for prompt in prompts:
+        pieces = shingles(prompt)
+        common = Counter(number for piece in pieces for number in index.get(piece, ()))
+        found += [(prompt, wanted[at]) for at, n in common.items() if n / len(pieces | pieces_of[at]) >= NEAR]
+    return found
+
+
 def test_no_evaluation_prompt_is_in_training(training_prompts, evaluation_prompts):
-    normal = {" ".join(re.findall(r"[a-z0-9]+", prompt.lower())) for prompt in training_prompts}
-    for prompt in evaluation_prompts:
-        assert " ".join(re.findall(r"[a-z0-9]+", prompt.lower())) not in normal
+    trained = {normal(prompt) for prompt in training_prompts + questions(training_prompts)}
+    assert not [prompt for prompt in evaluation_prompts + questions(evaluation_prompts) if normal(prompt) in trained]
 
 
 def test_no_evaluation_prompt_is_nearly_in_training(training_prompts, evaluation_prompts):
-    """Jaccard similarity of word shingles, counted through an index from shingle to evaluation prompt."""
-    wanted = [shingles(prompt) for prompt in evaluation_prompts]
-    index: dict[tuple[str, ...], list[int]] = {}
-    for number, pieces in enumerate(wanted):
-        for piece in pieces:
-            index.setdefault(piece, []).append(number)
-    for prompt in training_prompts:
-        pieces = shingles(prompt)
-        common = Counter(number for piece in pieces for number in index.get(piece, ()))
-        for number, count in common.items():
-            similarity = count / len(pieces | wanted[number])
-            assert similarity < NEAR, f"{prompt!r} is nearly {evaluation_prompts[number]!r}"
+    assert not nearly_equal(training_prompts, evaluation_prompts)
+    assert not nearly_equal(questions(training_prompts), questions(evaluation_prompts))
+
+
+def test_no_file_of_cases_asks_what_another_asks():
+    """Nor does a file ask anything twice: a held-out look, and a count of what changed, would be worth less."""
+    asked = [(name, case.case_id, case.prompt) for name in CASE_FILES for case in load_cases(DATA / name)]
+    assert len({case_id for _, case_id, _ in asked}) == len(asked) > 120
+    assert len({normal(prompt) for _, _, prompt in asked}) == len(asked)
+    prompts = [prompt for _, _, prompt in asked]
+    assert {pair for pair in nearly_equal(prompts, prompts) if pair[0] != pair[1]} == set()
 
 
 def test_the_overlap_test_can_fail(corpus):
@@ -69,7 +97,7 @@ def test_same_seed_same_corpus(corpus):
 
 def test_committed_files_are_those_of_the_generator(corpus, tmp_path):
     corpus.write_committed(tmp_path, 13)
-    for name in ("corpus/shop.txt", "corpus/held_out_cases.csv", "train.jsonl"):
+    for name in ("corpus/shop.txt", "corpus/held_out_cases.csv", "label_cases.csv", "train.jsonl"):
         assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), f"{name}: run generate.py --committed"
 
 

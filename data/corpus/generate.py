@@ -4,7 +4,7 @@ Everything comes from grammar.yaml, lexicon.yaml and a seed, so the same command
 evaluation cannot share a question: evaluation uses the `_held_out` phrasings and words, and training never does.
 
     python data/corpus/generate.py --out data/corpus/build     chats for training the embedded model (not committed)
-    python data/corpus/generate.py --committed                 shop.txt, held_out_cases.csv and train.jsonl (committed)
+    python data/corpus/generate.py --committed                 the small files that are committed
 
 Slots: {days} {months} {hours} {percent} {count} {money} {open} {close} are numbers drawn anew each time; {customer} is
 a name, more than half of them made up so that a model must copy instead of remember; the rest are lexicon words.
@@ -311,26 +311,35 @@ def held_out_cases(seed: int, count: int) -> list[dict[str, str]]:
     examples: dict[str, Example] = {}
     for example in chats(seed, 2 * count, True, EVALUATION_WEIGHTS):
         examples.setdefault(example.prompt, example)
-    rows = []
-    for number, example in enumerate(list(examples.values())[:count], start=1):
-        row = dict.fromkeys(CASE_COLUMNS, "")
-        row |= {
-            "case_id": f"{example.task}_{number:03d}",
-            "prompt": example.prompt,
-            "risk": risk.get(example.task, "safety"),
-        }
-        row |= {"expected_behavior": example.answer, "check": example.check, "expected": example.expected}
-        rows.append(row)
-    return rows
+    return [
+        _case_row(f"{example.task}_{number:03d}", risk.get(example.task, "safety"), example)
+        for number, example in enumerate(list(examples.values())[:count], start=1)
+    ]
+
+
+def _case_row(case_id: str, risk: str, example: Example) -> dict[str, str]:
+    row = dict.fromkeys(CASE_COLUMNS, "") | {"case_id": case_id, "prompt": example.prompt, "risk": risk}
+    return row | {"expected_behavior": example.answer, "check": example.check, "expected": example.expected}
+
+
+def label_chats(seed: int, count: int, held_out: bool = False) -> Iterator[Example]:
+    """The return label, a form that the embedded model was never taught."""
+    writer, label = Writer(seed, held_out), GRAMMAR["return_label"]
+    for _ in range(count):
+        values = writer.values()
+        prompt, answer = writer._ask(label).format(**values), label["answer"].format(**values)
+        yield Example("return_label", prompt, answer, "json_schema:return_label;json_equals", answer)
+
+
+def label_cases(seed: int, count: int) -> list[dict[str, str]]:
+    """What tuning on `tuning_examples` must teach, in phrasings, names and words that they never show."""
+    made = enumerate(label_chats(seed, count, held_out=True), start=1)
+    return [_case_row(f"label_{number:02d}", "format", example) for number, example in made]
 
 
 def tuning_examples(seed: int, count: int) -> Iterator[dict]:
-    """Chats for tuning: the return label, a form that the embedded model was never taught."""
-    writer, label = Writer(seed), GRAMMAR["return_label"]
-    for _ in range(count):
-        values = writer.values()
-        prompt, answer = writer.rng.choice(label["asks"]).format(**values), label["answer"].format(**values)
-        yield {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+    """Chats for tuning: what a file for `labkit lora` holds."""
+    return ({"messages": example.messages()} for example in label_chats(seed, count))
 
 
 def write_chats(path: Path, examples: Iterable[Example]) -> None:
@@ -345,12 +354,17 @@ def write_committed(folder: Path, seed: int) -> None:
     """The small files that the repository holds; a test makes them again and compares."""
     (folder / "corpus").mkdir(parents=True, exist_ok=True)
     (folder / "corpus" / "shop.txt").write_text(shop_text(seed, 1200), encoding="utf-8", newline="\n")
-    with open(folder / "corpus" / "held_out_cases.csv", "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, CASE_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(held_out_cases(seed + 1, 200))
+    write_cases(folder / "corpus" / "held_out_cases.csv", held_out_cases(seed + 1, 200))
+    write_cases(folder / "label_cases.csv", label_cases(seed + 3, 20))
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in tuning_examples(seed + 2, 200))
     (folder / "train.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def write_cases(path: Path, rows: Iterable[dict[str, str]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, CASE_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main() -> None:
