@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from labkit.environment import unwatched
 from labkit.evaluation.compare import Comparison
 from labkit.evidence import finite
+from labkit.levers.table import LeverTable
 from labkit.routes import Route
 from labkit.training.log import trace_line
 
@@ -85,6 +86,28 @@ def compare_curves(runs: Mapping[str, Sequence], title: str) -> Plot:
     axes.set(xlabel="step", ylabel="held-out loss (nats per token)", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
+    return figure
+
+
+def lever_bars(table: LeverTable) -> Plot:
+    """For each group of cases the share that passes with each lever: the bar is the worst seed, the line reaches to the
+    best. Levers that lose a case which the plain run passes are hatched in that group.
+    """
+    figure = Plot(width=9.0, height=1.2 + 1.15 * len(table.groups))
+    panels = figure.subplots(len(table.groups), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, group in zip(panels, table.groups, strict=True):
+        for number, lever in enumerate(table.levers):
+            least, most, total = table.passed(lever, group)
+            lost = any(row.count(group).broken for row in table.runs_of(lever))
+            colour = GREY if lever == table.levers[0] else VERMILION if lost else BLUE
+            axes.bar(number, least / total, color=colour, hatch="//" if lost else "", edgecolor="white")
+            axes.plot([number, number], [least / total, most / total], color="black", lw=2)
+            axes.annotate(f"{least}", (number, least / total), ha="center", va="bottom", fontsize=8)
+        axes.set(ylim=(0, 1.25), yticks=[0, 1], yticklabels=["0", str(total)])
+        axes.set_title(group, loc="left", fontsize=9, pad=2)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xticks(range(len(table.levers)), table.levers, rotation=20)
+    figure.suptitle("cases passed; hatched: a case that the plain run passes is lost", fontsize=10)
     return figure
 
 

@@ -1,11 +1,13 @@
-"""Commands that change what a model can do: rag."""
+"""Commands that change what a model can do: rag, levers."""
 
+import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from labkit.cli.app import DeviceOption, JsonOption, ModelOption, app, print_json
+from labkit.cli.app import DeviceOption, JsonOption, ModelOption, OutOption, RouteOption, app, open_pack, print_json
 from labkit.errors import LabError
 
 
@@ -56,3 +58,36 @@ def _show_retrieval(index, cases: Path, k: int, as_json: bool) -> None:
         print_json(asdict(report))
     else:
         print_retrieval(report)
+
+
+@app.command()
+def levers(
+    only: Annotated[list[str] | None, typer.Option(help="pull this lever (repeat it); the plain run is needed")] = None,
+    seeds: Annotated[str, typer.Option(help="seeds of the trained levers, joined by commas")] = "13,14,15",
+    out: OutOption = None,
+    model: ModelOption = "mini-instruct",
+    device: DeviceOption = "auto",
+    plot: Annotated[Path | None, typer.Option(help="also write the picture to this PNG file")] = None,
+    route: RouteOption = None,
+) -> None:
+    """Pull each lever alone on the same cases (prompt, schema, rag, 8 and 4 bits, LoRA), and set them side by side."""
+    from labkit.levers import LEVERS, LeverTask, lever, pull_all, write_table
+    from labkit.report.levers import print_levers
+
+    chosen = [lever(name) for name in only] if only else LEVERS
+    pack = open_pack(out, route)
+    pull_all(
+        pack, LeverTask(model, device), chosen, _seeds(seeds), lambda text: print(text, file=sys.stderr, flush=True)
+    )
+    table = write_table(pack)
+    if plot:
+        from labkit.plots import lever_bars
+
+        lever_bars(table).savefig(plot)
+    print_levers(table)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        raise LabError(f"--seeds {text!r} are no seeds", "give whole numbers joined by commas, such as 13,14,15")
+    return tuple(dict.fromkeys(int(seed) for seed in text.split(",")))

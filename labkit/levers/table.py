@@ -1,0 +1,155 @@
+"""The table lever by risk: counts of passed cases, read back from the runs that the pack holds.
+
+Three seeds of a trained lever are three runs. The table shows the least and the most of them, never their mean: a lever
+that breaks a regression case with one seed of three breaks it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.errors import LabError
+from labkit.evaluation.compare import Run, compare_runs, read_run
+from labkit.evidence import Pack, read_json
+from labkit.levers.plan import CASES, FOLDER, LESSON, LEVERS, PLAIN, RESULTS, RUN
+
+TABLE = "lever_table.csv"
+COLUMNS = ("lever", "seed", "group", "passed", "total", "fixed", "broken")
+
+
+@dataclass(frozen=True)
+class GroupCount:
+    """One group of cases in one run: how many passed, and the ids that differ from the plain run."""
+
+    group: str
+    passed: int
+    total: int
+    fixed: tuple[str, ...]
+    broken: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LeverRow:
+    """One run of one lever. `seed` is None where nothing is trained; `run` is what run.json says of its cost."""
+
+    lever: str
+    title: str
+    seed: int | None
+    counts: tuple[GroupCount, ...]
+    run: dict
+
+    def count(self, group: str) -> GroupCount:
+        return next(count for count in self.counts if count.group == group)
+
+
+@dataclass(frozen=True)
+class LeverTable:
+    """Every run in the pack, in the order of LEVERS. `groups` are the columns, in the order of the cases."""
+
+    groups: tuple[str, ...]
+    rows: tuple[LeverRow, ...]
+
+    def runs_of(self, lever: str) -> list[LeverRow]:
+        return [row for row in self.rows if row.lever == lever]
+
+    @property
+    def levers(self) -> list[str]:
+        return list(dict.fromkeys(row.lever for row in self.rows))
+
+    def passed(self, lever: str, group: str) -> tuple[int, int, int]:
+        """The least and the most cases of `group` that passed over the seeds, and how many there are."""
+        counts = [row.count(group) for row in self.runs_of(lever)]
+        return min(count.passed for count in counts), max(count.passed for count in counts), counts[0].total
+
+    def broken(self, lever: str) -> tuple[str, ...]:
+        """The cases that passed in the plain run and fail with some seed."""
+        return tuple(dict.fromkeys(i for row in self.runs_of(lever) for count in row.counts for i in count.broken))
+
+    def as_rows(self) -> Iterator[dict]:
+        """The long form that lever_table.csv holds: a row for each run and group."""
+        for row in self.rows:
+            for count in row.counts:
+                yield {
+                    "lever": row.lever,
+                    "seed": "" if row.seed is None else row.seed,
+                    "group": count.group,
+                    "passed": count.passed,
+                    "total": count.total,
+                    "fixed": " ".join(count.fixed),
+                    "broken": " ".join(count.broken),
+                }
+
+    def wide(self) -> list[dict[str, str]]:
+        """The form that people read: a row for each lever, a column for each group, "least to most" over the seeds."""
+        return [
+            {
+                "lever": lever,
+                **{group: spread(*self.passed(lever, group)) for group in self.groups},
+                "broken": str(len(self.broken(lever))) if lever != PLAIN.name else "",
+                "training": _seconds([row.run for row in self.runs_of(lever)]),
+                "tokens/s": _rate([row.run for row in self.runs_of(lever)]),
+            }
+            for lever in self.levers
+        ]
+
+
+def read_table(folder: Path) -> LeverTable:
+    """The table of the runs in a pack's folder. Raises LabError where the plain run is missing, or a run has other
+    cases than it."""
+    folder = Path(folder) / FOLDER
+    groups = read_json(folder / CASES)
+    if not (folder / PLAIN.name / RESULTS).is_file():
+        raise LabError("the plain run is missing, and a lever is nothing without it", "run `labkit levers`", FOLDER)
+    before = read_run(folder / PLAIN.name)
+    rows = [
+        _row(entry.name, entry.title, path, groups, before)
+        for entry in LEVERS
+        for path in _runs(folder, entry.name, entry.trained)
+    ]
+    return LeverTable(tuple(groups), tuple(rows))
+
+
+def write_table(pack: Pack) -> LeverTable:
+    """Read the runs of the pack back and write lever_table.csv."""
+    table = read_table(pack.folder)
+    pack.write_csv(TABLE, table.as_rows(), COLUMNS, LESSON)
+    return table
+
+
+def _runs(folder: Path, lever: str, trained: bool) -> list[Path]:
+    """The folders of a lever's runs, by seed."""
+    if not trained:
+        return [folder / lever] if (folder / lever / RESULTS).is_file() else []
+    found = [path.parent for path in folder.glob(f"{lever}-*/{RESULTS}")]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def _row(lever: str, title: str, path: Path, groups: dict, before: Run) -> LeverRow:
+    after, run = read_run(path), read_json(path / RUN)
+    changes = {found.case_id: found.change for found in compare_runs(before, after).changes}
+    counts = tuple(
+        GroupCount(
+            group,
+            sum(after.passed(case_id) for case_id in ids),
+            len(ids),
+            tuple(case_id for case_id in ids if changes[case_id] == "fixed"),
+            tuple(case_id for case_id in ids if changes[case_id] == "broken"),
+        )
+        for group, ids in groups.items()
+    )
+    return LeverRow(lever, title, run.get("seed"), counts, run)
+
+
+def spread(least: int, most: int, total: int) -> str:
+    return f"{least} of {total}" if least == most else f"{least} to {most} of {total}"
+
+
+def _seconds(runs: Sequence[dict]) -> str:
+    seconds = [run["training"]["seconds"] for run in runs if run.get("training")]
+    return f"{max(seconds):.0f} s" if seconds else ""
+
+
+def _rate(runs: Sequence[dict]) -> str:
+    rates = [run["speed"]["all"]["tokens_per_second"] for run in runs]
+    known = [rate for rate in rates if rate]
+    return f"{sorted(known)[len(known) // 2]:.0f}" if known else ""
