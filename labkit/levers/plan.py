@@ -30,7 +30,7 @@ class Lever:
 
 PLAIN = Lever("plain", "nothing changed")
 LESSON = "13.6"
-FOLDER, CASES, RUN, RESULTS = "levers", "cases.json", "run.json", "eval_results.csv"  # in the pack, and below it
+FOLDER, CASES, RUN, RESULTS = "levers", "cases.csv", "run.json", "eval_results.csv"  # in the pack, and below it
 
 _MINI = PRESETS["mini"]
 

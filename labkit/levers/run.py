@@ -1,6 +1,6 @@
 """Pull a lever: train where it trains, ask every case, and leave the answers in the pack.
 
-`levers/<lever>/` in the pack (`levers/<lever>-<seed>/` for a trained one) holds eval_results.csv, which `labkit compare`
+`levers/<lever>/` in the pack (`levers/<lever>-<seed>/` for a trained one) has eval_results.csv, which `labkit compare`
 and `labkit adapt-decision` read as a run, and run.json: what was changed, what training cost, how fast answers came.
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from labkit.adaptation.lora.run import LoraRun, Sources, tune
 from labkit.adaptation.prompts import find_prompt
 from labkit.adaptation.rag import open_library
-from labkit.evaluation.cases import EVAL_CASES, Case, load_cases
+from labkit.evaluation.cases import COLUMNS, EVAL_CASES, Case, load_cases
 from labkit.evaluation.levers import Levers
-from labkit.evaluation.records import RESULT_COLUMNS, result_row, speed
+from labkit.evaluation.records import RESULT_COLUMNS, failure_table, result_row, speed
 from labkit.evaluation.runner import evaluate
 from labkit.evaluation.targets import Target, model_target
 from labkit.evidence import Pack
@@ -86,14 +86,15 @@ def pull(pack: Pack, lever: Lever, task: LeverTask, seed: int = 13, on_event: Ev
         "levers": levers.as_dict(),
         "target": _facts(target),
         "speed": speed(results),
+        "failures": failure_table(results),
         "training": _training(trained) if trained else None,
     }
     rows = (result_row(result, target, levers) for result in results)
     spoken = (row | {"pass": str(row["pass"]).lower()} for row in rows)
     pack.write_csv(f"{FOLDER}/{name}/{RESULTS}", spoken, RESULT_COLUMNS, LESSON)
     pack.write_json(f"{FOLDER}/{name}/{RUN}", run, LESSON)
-    ids = {group: [case.case_id for case in cases] for group, cases in task.groups.items()}
-    pack.write_json(f"{FOLDER}/{CASES}", ids, LESSON)
+    cases = (case.as_row() | {"group": group} for group, found in task.groups.items() for case in found)
+    pack.write_csv(f"{FOLDER}/{CASES}", cases, (*COLUMNS, "group"), LESSON)
     return run
 
 

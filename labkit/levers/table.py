@@ -10,7 +10,7 @@ from pathlib import Path
 
 from labkit.errors import LabError
 from labkit.evaluation.compare import Run, compare_runs, read_run
-from labkit.evidence import Pack, read_json
+from labkit.evidence import Pack, read_csv, read_json
 from labkit.levers.plan import CASES, FOLDER, LESSON, LEVERS, PLAIN, RESULTS, RUN
 
 TABLE = "lever_table.csv"
@@ -65,6 +65,18 @@ class LeverTable:
         """The cases that passed in the plain run and fail with some seed."""
         return tuple(dict.fromkeys(i for row in self.runs_of(lever) for count in row.counts for i in count.broken))
 
+    def changes(self, lever: str) -> list[dict]:
+        """What a lever fixed and broke, a row for each group in which it did; all its seeds together."""
+        rows = []
+        for group in self.groups:
+            counts = [row.count(group) for row in self.runs_of(lever)]
+            fixed = sorted({case_id for count in counts for case_id in count.fixed})
+            broken = sorted({case_id for count in counts for case_id in count.broken})
+            if fixed or broken:
+                passed = {"plain": spread(*self.passed(PLAIN.name, group)), lever: spread(*self.passed(lever, group))}
+                rows.append({"group": group, **passed, "fixed": fixed, "broken": broken})
+        return rows
+
     def as_rows(self) -> Iterator[dict]:
         """The long form that lever_table.csv holds: a row for each run and group."""
         for row in self.rows:
@@ -97,7 +109,9 @@ def read_table(folder: Path) -> LeverTable:
     """The table of the runs in a pack's folder. Raises LabError where the plain run is missing, or a run has other
     cases than it."""
     folder = Path(folder) / FOLDER
-    groups = read_json(folder / CASES)
+    groups: dict[str, list[str]] = {}
+    for case in read_csv(folder / CASES):
+        groups.setdefault(case["group"], []).append(case["case_id"])
     if not (folder / PLAIN.name / RESULTS).is_file():
         raise LabError("the plain run is missing, and a lever is nothing without it", "run `labkit levers`", FOLDER)
     before = read_run(folder / PLAIN.name)
