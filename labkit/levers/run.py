@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from labkit.adaptation.lora.run import LoraRun, Sources, tune
+from labkit.adaptation.lora.settings import PRESETS
 from labkit.adaptation.prompts import find_prompt
 from labkit.adaptation.rag import open_library
 from labkit.evaluation.cases import COLUMNS, EVAL_CASES, Case, load_cases
@@ -149,3 +150,18 @@ def _training(done: LoraRun) -> dict:
 
 def _facts(target: Target) -> dict:
     return {name: getattr(target, name) for name in ("model", "revision", "device", "dtype", "backend")}
+
+
+def bases_compared(task: LeverTask, steps: int = 8) -> list[dict]:
+    """The first steps of LoRA on the base as it is and on the base in 4 bits (QLoRA), on this machine: seconds for a
+    step after the first one, and the held-out loss before and after."""
+    rows = []
+    for quant in ("none", "nf4"):
+        settings = replace(PRESETS["mini"], quant=quant, steps=steps, log_every=1)
+        with tempfile.TemporaryDirectory(prefix="labkit-") as scratch:
+            done = tune(Sources(task.data, task.replay), Path(scratch) / quant, task.model, settings, task.device)
+        second, last = done.rows[2], done.rows[-1]
+        each = (last.elapsed_seconds - second.elapsed_seconds) / (last.step - second.step)
+        loss = {"loss before": f"{done.rows[0].val_loss:.3f}", "loss after": f"{last.val_loss:.3f}"}
+        rows.append({"base": "16 or 32 bits" if quant == "none" else "nf4", "seconds a step": f"{each:.2f}", **loss})
+    return rows
