@@ -23,15 +23,17 @@ def shingles(text: str) -> set[tuple[str, ...]]:
 
 @pytest.fixture(scope="module")
 def training_prompts(corpus) -> list[str]:
-    """Every prompt that the embedded model was trained on, and those of the tuning set."""
-    tuning = [json.loads(line) for line in (DATA / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    """Every prompt that the embedded model was trained on, and those of the tuning sets."""
+    files = [DATA / name for name in ("train.jsonl", "replay.jsonl")]
+    tuning = [json.loads(line)["messages"] for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     made = [example.prompt for examples in corpus.training_sets().values() for example in examples]
-    return made + [row["messages"][0]["content"] for row in tuning]
+    return made + [turn["content"] for chat in tuning for turn in chat if turn["role"] == "user"]
 
 
 @pytest.fixture(scope="module")
 def evaluation_prompts() -> list[str]:
-    cases = load_cases() + load_cases(DATA / "corpus" / "held_out_cases.csv")
+    files = (DATA / "corpus" / "held_out_cases.csv", DATA / "label_cases.csv")
+    cases = load_cases() + [case for file in files for case in load_cases(file)]
     return [case.full_prompt() for case in cases]
 
 
@@ -69,7 +71,7 @@ def test_same_seed_same_corpus(corpus):
 
 def test_committed_files_are_those_of_the_generator(corpus, tmp_path):
     corpus.write_committed(tmp_path, 13)
-    for name in ("corpus/shop.txt", "corpus/held_out_cases.csv", "label_cases.csv", "train.jsonl"):
+    for name in ("corpus/shop.txt", "corpus/held_out_cases.csv", "label_cases.csv", "train.jsonl", "replay.jsonl"):
         assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), f"{name}: run generate.py --committed"
 
 

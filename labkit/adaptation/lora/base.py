@@ -1,5 +1,6 @@
 """The model that is tuned: found, loaded in the number format of the run, quantized, and given its adapter."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,9 @@ def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
     from peft import get_peft_model
 
     torch.manual_seed(settings.seed)
-    adapted = get_peft_model(model, adapter_config(model.config, settings))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what peft asks it
+        adapted = get_peft_model(model, adapter_config(model.config, settings))
     for module in adapted.modules():
         if hasattr(module, "cast_input_dtype_enabled"):  # autocast casts where it must, once
             module.cast_input_dtype_enabled = False

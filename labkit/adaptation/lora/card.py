@@ -149,7 +149,8 @@ def readme_of(card: dict) -> str:
         f"- Trained parameters: {card['trainable_parameters']:,} of {card['total_parameters']:,} ({share:.2%})",
         f"- Held-out loss: {card['held_out_loss_before']:.4f} before, {card['held_out_loss_after']:.4f} after "
         f"(step {card['kept_step']} of {card['steps']}), nats per scored token",
-        f"- Time: {card['seconds']} s on {card['device']}, computed in {card['precision']} ({card['precision_reason']})",
+        f"- Time: {card['seconds']} s on {card['device']}",
+        f"- Computed in {card['precision']}: {card['precision_reason']}",
         f"- Seed: {settings['seed']}, trainer: {settings['trainer']}",
         f"- Versions: {', '.join(f'{name} {version}' for name, version in card['versions'].items())}",
         f"- Repeat it: {card['command']}",
@@ -176,8 +177,9 @@ def _use(card: dict) -> str:
     if card["kind"] == "checkpoint":
         return "A plain checkpoint. What it learned replaced what the base knew: measure both on the same cases.\n"
     return (
-        "It holds the adapter only and works on the base model of that revision alone. `labkit merge FOLDER --out DIR`\n"
-        "makes a plain checkpoint of both. A low loss is no proof: measure it and the base on the same cases.\n"
+        "It holds the adapter only and works on the base model of that revision alone.\n"
+        "`labkit merge FOLDER --out DIR` makes a plain checkpoint of both.\n"
+        "A low loss is no proof: measure it and the base on the same cases.\n"
     )
 
 

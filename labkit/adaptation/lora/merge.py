@@ -47,7 +47,8 @@ def adapter_base(adapter: Path, model: str = "") -> Base:
     card = read_card(adapter)
     base = find_base(model or _where(card["base_model"]))
     if base.revision != card["base_revision"]:
-        what = f"the adapter was trained on revision {card['base_revision']} of its base, and {base.name} holds {base.revision}"
+        trained = card["base_revision"]
+        what = f"the adapter was trained on revision {trained} of its base, and {base.name} holds {base.revision}"
         raise LabError(what, "give the base of that revision with --model, or train the adapter again")
     return base
 

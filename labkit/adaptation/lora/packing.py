@@ -78,7 +78,7 @@ def _padded_logits(model: nn.Module, batch: PackedBatch) -> Tensor:
 
 
 def packed_attention(module, query: Tensor, key: Tensor, value: Tensor, _mask, chat_lengths=(), **options):
-    """transformers' scaled dot-product attention for each chat of a packed row: query (1, heads, tokens, head width)."""
+    """transformers' scaled dot-product attention for each chat of a packed row: (1, heads, tokens, head width)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     options = options | {"attention_mask": None}

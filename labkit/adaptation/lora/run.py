@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -101,12 +101,13 @@ def tune(
     prepared = prepare(tokenizer, files, sources, settings, network.config)
     total = sum(parameter.numel() for parameter in network.parameters())
     began = time.perf_counter()
-    with packed_model(network) as packed:
+    with nullcontext(False) if trainer == "trl" else packed_model(network) as packed:
         tuned = network if settings.full else with_adapter(network, settings)
         if trainer == "trl":
             from labkit.adaptation.lora.trl_trainer import train_with_trl
 
-            rows, kept, packed = train_with_trl(tuned, network, tokenizer, prepared, chosen.name, precision, on_row)
+            rows = train_with_trl(tuned, tokenizer, prepared, chosen.name, precision, on_row)
+            kept = rows[-1].step
         else:
             loop = ChatTrainer(
                 tuned, prepared.mixture, prepared.held_out, settings, prepared.numbers, chosen.name, packed
