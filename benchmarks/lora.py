@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from labkit.adaptation.lora.base import load_weights, target_modules, with_adapter
+from labkit.adaptation.lora.base import adapter_config, load_weights, with_adapter
 from labkit.adaptation.lora.chats import EncodedChat, Mixture
 from labkit.adaptation.lora.packing import packed_model
 from labkit.adaptation.lora.settings import LoraSettings
@@ -158,7 +158,7 @@ def train_ours(job: Job) -> Measured:
 
 def train_theirs(job: Job) -> Measured:
     """The script that one finds in most tutorials: from_pretrained, get_peft_model, Trainer, padded batches."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model, prepare_model_for_kbit_training
 
     settings, mixture = settings_of(job), mixture_of(job)
     precision = choose_precision("auto", job.device)
@@ -166,14 +166,7 @@ def train_theirs(job: Job) -> Measured:
     if job.quant != "none":
         network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
     torch.manual_seed(settings.seed)
-    targets = target_modules(network.config)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        lora_dropout=job.dropout,
-        target_modules=targets,
-    )
+    config = adapter_config(network.config, settings)
     watch = Watch(job, mixture)
     with tempfile.TemporaryDirectory() as folder:
         make = _sft_trainer if job.who == "trl" else _plain_trainer
@@ -226,12 +219,8 @@ def _pad(rows: list[dict]) -> dict[str, torch.Tensor]:
     def filled(name: str, filler: int) -> torch.Tensor:
         return torch.tensor([row[name] + [filler] * (longest - len(row[name])) for row in rows])
 
-    mask = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]
-    return {
-        "input_ids": filled("input_ids", 0),
-        "labels": filled("labels", IGNORED),
-        "attention_mask": torch.tensor(mask),
-    }
+    mask = torch.tensor([[at < len(row["input_ids"]) for at in range(longest)] for row in rows]).long()
+    return {"input_ids": filled("input_ids", 0), "labels": filled("labels", IGNORED), "attention_mask": mask}
 
 
 def _plain_trainer(model, job: Job, precision: str, mixture: Mixture, folder: str, callback):
@@ -308,10 +297,11 @@ def table(runs: list[Measured]) -> str:
         own = [run for run in runs if (run.who, run.quant) == (who, quant)]
         speeds = [run.tokens_per_second for run in own]
         medians[quant, who] = statistics.median(speeds)
-        memory, reserved = (max(getattr(run, name) for run in own) for name in ("peak_memory_mib", "peak_reserved_mib"))
+        memory, reserved = max(run.peak_memory_mib for run in own), max(run.peak_reserved_mib for run in own)
+        spread = f"{min(speeds):,.0f} to {max(speeds):,.0f}"
         lines.append(
-            f"| {who} | {quant} | {medians[quant, who]:,.0f} | {min(speeds):,.0f} to {max(speeds):,.0f} | {memory:,.0f} "
-            f"| {reserved:,.0f} | {own[-1].last_loss:.4f} | {own[-1].batches} |"
+            f"| {who} | {quant} | {medians[quant, who]:,.0f} | {spread} | {memory:,.0f} | {reserved:,.0f} "
+            f"| {own[-1].last_loss:.4f} | {own[-1].batches} |"
         )
     for quant in dict.fromkeys(quant for quant, _ in medians):
         named = {who: speed for (each, who), speed in medians.items() if each == quant}

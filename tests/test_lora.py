@@ -88,7 +88,7 @@ def test_generation_markers_and_rendered_beginnings_agree(tokenizer, tiny_model_
     marked = AutoTokenizer.from_pretrained(tiny_model_folder)
     marked.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
-        "{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
+        "{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"
     )
     messages = [*chat("hello there", "yes"), *chat("and now", "no, never")]
     ours, theirs = encode_chat(tokenizer, messages), encode_chat(marked, messages)

@@ -86,16 +86,20 @@ def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
 
     Raises LabError for targets that the model does not have.
     """
-    from peft import get_peft_model
-
     torch.manual_seed(settings.seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what peft asks it
-        adapted = get_peft_model(model, adapter_config(model.config, settings))
+    adapted = _adapted(model, settings)
     for module in adapted.modules():
         if hasattr(module, "cast_input_dtype_enabled"):  # autocast casts where it must, once
             module.cast_input_dtype_enabled = False
     return adapted
+
+
+def _adapted(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what peft asks it
+        return get_peft_model(model, adapter_config(model.config, settings))
 
 
 def adapter_config(config: PreTrainedConfig, settings: LoraSettings):
@@ -134,14 +138,12 @@ def lora_parameters(config: PreTrainedConfig, r: int, targets: Sequence[str] = (
 
     A target of shape (out, in) gets r (in + out) numbers.
     """
-    from peft import get_peft_model
-
     settings = LoraSettings(r=r, targets=tuple(targets))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
         base = sum(parameter.numel() for parameter in model.parameters())
         check_targets(model, settings.targets)
-        adapted = get_peft_model(model, adapter_config(config, settings))
+        adapted = _adapted(model, settings)
     return ParameterCount(trainable_parameters(adapted), base)
 
 
