@@ -23,10 +23,11 @@ def shingles(text: str) -> set[tuple[str, ...]]:
 
 @pytest.fixture(scope="module")
 def training_prompts(corpus) -> list[str]:
-    """Every prompt that the embedded model was trained on, and those of the tuning set."""
-    tuning = [json.loads(line) for line in (DATA / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    """Every prompt that the embedded model was trained on, and those of the tuning sets."""
+    files = [DATA / name for name in ("train.jsonl", "replay.jsonl")]
+    tuning = [json.loads(line)["messages"] for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     made = [example.prompt for examples in corpus.training_sets().values() for example in examples]
-    return made + [row["messages"][0]["content"] for row in tuning]
+    return made + [turn["content"] for chat in tuning for turn in chat if turn["role"] == "user"]
 
 
 CASE_FILES = ("eval_cases.csv", "eval_cases_held_out.csv", "update_cases.csv", "label_cases.csv")

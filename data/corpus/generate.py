@@ -47,6 +47,7 @@ PRACTICE_WEIGHTS = TASK_WEIGHTS | {"refund_form": 60, "echo": 50}
 FINISH_WEIGHTS = TASK_WEIGHTS | {"refund_form": 60, "grounded": 60}
 
 SEED, DOCUMENTS = 13, 70_000  # of the shipped weights
+LABELS, REPLAYED = 140, 60  # chats for tuning: the return label, and what must not be forgotten over it
 WORD_KEYS = ("first_names", "last_names", "materials", "things", "flaws", "pieces", "weekdays", "substances")
 
 
@@ -322,9 +323,9 @@ def _case_row(case_id: str, risk: str, example: Example) -> dict[str, str]:
     return row | {"expected_behavior": example.answer, "check": example.check, "expected": example.expected}
 
 
-def label_chats(seed: int, count: int, held_out: bool = False) -> Iterator[Example]:
+def label_chats(seed: int, count: int, held_out: bool = False, invented: Invented = MIXED) -> Iterator[Example]:
     """The return label, a form that the embedded model was never taught."""
-    writer, label = Writer(seed, held_out), GRAMMAR["return_label"]
+    writer, label = Writer(seed, held_out, invented=invented), GRAMMAR["return_label"]
     for _ in range(count):
         values = writer.values()
         prompt, answer = writer._ask(label).format(**values), label["answer"].format(**values)
@@ -338,8 +339,17 @@ def label_cases(seed: int, count: int) -> list[dict[str, str]]:
 
 
 def tuning_examples(seed: int, count: int) -> Iterator[dict]:
-    """Chats for tuning: what a file for `labkit lora` holds."""
-    return ({"messages": example.messages()} for example in label_chats(seed, count))
+    """Chats for tuning: what a file for `labkit lora` holds.
+
+    Their words are drawn as in the last stages of training: copying must go on to hold for words that nobody saw.
+    """
+    return ({"messages": example.messages()} for example in label_chats(seed, count, invented=PRACTICE))
+
+
+def replay_examples(seed: int, count: int) -> Iterator[dict]:
+    """Chats of what the embedded model can do, to be mixed in so that tuning does not unteach it."""
+    made = chats(seed, count, weights=EVALUATION_WEIGHTS, invented=FINISH)
+    return ({"messages": example.messages()} for example in made)
 
 
 def write_chats(path: Path, examples: Iterable[Example]) -> None:
@@ -356,8 +366,10 @@ def write_committed(folder: Path, seed: int) -> None:
     (folder / "corpus" / "shop.txt").write_text(shop_text(seed, 1200), encoding="utf-8", newline="\n")
     write_cases(folder / "corpus" / "held_out_cases.csv", held_out_cases(seed + 1, 200))
     write_cases(folder / "label_cases.csv", label_cases(seed + 3, 20))
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in tuning_examples(seed + 2, 200))
-    (folder / "train.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+    tuning = {"train.jsonl": tuning_examples(seed + 2, LABELS), "replay.jsonl": replay_examples(seed + 4, REPLAYED)}
+    for name, rows in tuning.items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / name).write_text(lines, encoding="utf-8", newline="\n")
 
 
 def write_cases(path: Path, rows: Iterable[dict[str, str]]) -> None:

@@ -71,7 +71,9 @@ def levers(
     route: RouteOption = None,
 ) -> None:
     """Pull each lever alone on the same cases (prompt, schema, rag, 8 and 4 bits, LoRA), and set them side by side."""
-    from labkit.levers import LEVERS, LeverTask, lever, pull_all, write_table
+    from labkit.levers.plan import LEVERS, lever
+    from labkit.levers.run import LeverTask, pull_all
+    from labkit.levers.table import write_table
     from labkit.report.levers import print_levers
 
     chosen = [lever(name) for name in only] if only else LEVERS

@@ -159,7 +159,7 @@ def load_chat_model(
     Raises LabError for an absent device or backend, a path that is no model or another revision, or a hub that cannot
     be reached.
     """
-    source = _local_source(model)
+    source = local_source(model)
     if source is not None and revision:
         _require_revision(source, revision)
     backend = backend or (LLAMA_CPP if source and source.is_file() else TRANSFORMERS)
@@ -182,11 +182,11 @@ def load_chat_model(
             raise
         picked = Backend(TRANSFORMERS, f"onnx was tried first, and {error.what}")
         network = _network(TRANSFORMERS, source, model, tokenizer, dtype, chosen, pin)
-    held = weights_revision(source) if source else _hub_commit(model, revision)
+    held = weights_revision(source) if source else hub_commit(model, revision)
     return ChatModel(source.name if source else model, held, network, tokenizer, picked.reason)
 
 
-def _hub_commit(model: str, revision: str) -> str:
+def hub_commit(model: str, revision: str) -> str:
     """The commit that was just loaded from the hub, by the folder of the hub's cache in which its files are."""
     found = try_to_load_from_cache(model, "config.json", revision=revision or None)
     return Path(found).parent.name if isinstance(found, str) else "unknown"
@@ -225,7 +225,7 @@ def told_as_lab_error(name: str) -> Iterator[None]:
         ) from error
 
 
-def _local_source(model: str) -> Path | None:
+def local_source(model: str) -> Path | None:
     """The folder or GGUF file that `model` means, or None for a hub id. A path that is not there is an error, never a
     hub id."""
     if model == EMBEDDED:

@@ -41,8 +41,11 @@ COMPILE_AFTER = 10  # steps after which the time of a step is known
 class Trainer:
     """One run at one step: model, optimizer, place in the data, and the log so far. `state` is all that a resume needs.
 
-    Losses stay on the device between rows, so that a GPU is never made to wait for the log.
+    Losses stay on the device between rows, so that a GPU is never made to wait for the log. `saved` is the module whose
+    weights a snapshot holds: all of the model here, less of it where less is trained.
     """
+
+    smaller = "choose a smaller --block-size or --size"  # what is left to do where one window is too much memory
 
     def __init__(
         self,
@@ -61,11 +64,12 @@ class Trainer:
         with self._within_memory():
             self.plain = model.to(device).train()
             self.model = spread(self.plain, world, device)
+        self.saved: nn.Module = self.plain
         self.optimizer = make_optimizer(self.model, settings)
         self.scaler = torch.amp.GradScaler(device, enabled=self.precision.scaled)
         self.flops = flops_per_token(self.plain, settings.block_size)
         self._training, self._held_out = training, held_out
-        self._batches = self._start_batches(np.random.default_rng(world.seeds(settings.seed)))
+        self._batches = self._batches_from(None)
         self.rows: list[LogRow] = []
         self._losses: list[Tensor] = []
         self._norm: Tensor | float = 0.0
@@ -83,9 +87,9 @@ class Trainer:
         try:
             if not self.rows:
                 self._first_row(on_row)
-            while self.done < self.settings.steps:
+            while not self.finished:
                 self.step()
-                if self.done % self.settings.log_every == 0 or self.done == self.settings.steps:
+                if self.done % self.settings.log_every == 0 or self.finished:
                     self._add_row(on_row)
                 if self.done == compile_at:
                     self._compile_if_worth()
@@ -103,7 +107,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with self._within_memory():
-            losses = [self._backward(last=left == 1) for left in range(self.settings.accumulate, 0, -1)]
+            losses = [self._backward(last=left == 1) for left in range(self._pieces, 0, -1)]
             self.scaler.unscale_(self.optimizer)
             self._norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
             self.scaler.step(self.optimizer)
@@ -111,6 +115,16 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
         self._losses.append(torch.stack(losses).mean())
         self.done += 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done."""
+        return self.done >= self.settings.steps
+
+    @property
+    def _pieces(self) -> int:
+        """Batches in the next step."""
+        return self.settings.accumulate
 
     def _backward(self, last: bool) -> Tensor:
         average_gradients(self.model, self.world, last)
@@ -132,7 +146,7 @@ class Trainer:
             windows = "one window" if batch == 1 else f"{batch} windows"
             what = f"a batch of {windows} does not fit into memory (step {self.done + 1})"
             smaller = f"--batch-size {batch // 2} --accumulate {2 * pieces}: as many tokens in each step"
-            raise LabError(what, f"try {smaller}" if batch > 1 else "choose a smaller --block-size or --size") from None
+            raise LabError(what, f"try {smaller}" if batch > 1 else self.smaller) from None
 
     def _first_row(self, on_row: Callable[[LogRow], None]) -> None:
         loss = self.held_out_loss()
@@ -147,8 +161,7 @@ class Trainer:
     def _add_row(self, on_row: Callable[[LogRow], None]) -> None:
         mean = self.mean_loss()
         now = time.perf_counter()
-        batch = self.settings.batch_size * self.settings.block_size * self.settings.accumulate * self.world.size
-        speed = (self.done - self._mark_step) * batch / (now - self._mark)
+        speed = self._tokens_since_mark() / (now - self._mark)
         row = LogRow(
             step=self.done,
             train_loss=mean,
@@ -164,6 +177,10 @@ class Trainer:
         on_row(row)
         self._losses = []
         self._set_mark()
+
+    def _tokens_since_mark(self) -> int:
+        batch = self.settings.batch_size * self.settings.block_size * self.settings.accumulate * self.world.size
+        return (self.done - self._mark_step) * batch
 
     @property
     def pending(self) -> bool:
@@ -243,7 +260,7 @@ class Trainer:
 
     def state(self) -> dict:
         """Tensors, numbers and text only, so that it loads weights-only. In a world every process must call this."""
-        model, optimizer = whole_state(self.plain, self.optimizer, self.world)
+        model, optimizer = whole_state(self.saved, self.optimizer, self.world)
         return {
             "step": self.done,
             "model": model,
@@ -259,12 +276,10 @@ class Trainer:
 
     def load(self, state: dict) -> None:
         """Take up the run that `state` was taken of."""
-        load_whole_state(self.plain, self.optimizer, self.world, state["model"], state["optimizer"])
+        load_whole_state(self.saved, self.optimizer, self.world, state["model"], state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        rng = np.random.default_rng()
-        rng.bit_generator.state = json.loads(state["positions"][self.world.rank])
         self.close()
-        self._batches = self._start_batches(rng)
+        self._batches = self._batches_from(json.loads(state["positions"][self.world.rank]))
         torch.set_rng_state(state["torch_rng"])
         if self.device == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"])
@@ -281,7 +296,11 @@ class Trainer:
         """End the thread that draws batches."""
         self._batches.close()
 
-    def _start_batches(self, rng: np.random.Generator) -> Batches:
+    def _batches_from(self, position: dict | None) -> Batches:
+        """The batches from the run's beginning, or from where a snapshot was taken."""
+        rng = np.random.default_rng(self.world.seeds(self.settings.seed))
+        if position is not None:
+            rng.bit_generator.state = position
         return Batches(self._training, rng, self.settings.batch_size, self.settings.block_size, self.device)
 
 

@@ -1,0 +1,151 @@
+"""The model that is tuned: found, loaded in the number format of the run, quantized, and given its adapter."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+
+from labkit.adaptation.lora.settings import SEVEN, WITH_SEVEN, LoraSettings
+from labkit.errors import LabError
+from labkit.export.checkpoint import weights_revision
+from labkit.training.precision import DTYPES, Precision
+
+CPU_QUANT = (
+    "On a CPU a quantized model saves memory and no time: each weight is turned back into a number at every use, so "
+    "that a step takes longer than with --quant none."
+)
+
+
+@dataclass(frozen=True)
+class Base:
+    """`source` is a folder or a hub id, `name` the same as an artifact may show it, `revision` the hub's commit or the
+    first digits of the weights' sha256."""
+
+    source: Path | str
+    name: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """`trainable` are the adapter's, `base` the model's own; `together` is what a model with its adapter holds."""
+
+    trainable: int
+    base: int
+
+    @property
+    def together(self) -> int:
+        return self.trainable + self.base
+
+
+def find_base(model: str) -> Base:
+    """The base that `model` (mini-instruct, a folder or a hub id) means. Raises LabError for a path that is none."""
+    from labkit.generation.chat_model import hub_commit, local_source, told_as_lab_error
+    from labkit.layout import display_path
+
+    source = local_source(model)
+    if source is None:
+        with told_as_lab_error(model):
+            AutoConfig.from_pretrained(model, trust_remote_code=False)
+        return Base(model, model, hub_commit(model, ""))
+    if source.is_file():
+        raise LabError(f"{source.name} is a GGUF file, and training needs a checkpoint", "give its folder or hub id")
+    return Base(source, display_path(source), weights_revision(source))
+
+
+def load_weights(source: Path | str, settings: LoraSettings, device: str, precision: Precision) -> PreTrainedModel:
+    """The base for training, frozen unless `settings.full`.
+
+    A frozen base is held in the format that the run computes in, so that no step casts it again. What full fine-tuning
+    changes is held in fp32, because small updates vanish in 16 bits.
+    """
+    options: dict = {"dtype": torch.float32 if settings.full else DTYPES[precision.name]}
+    if settings.quant != "none":
+        options |= {"quantization_config": _quantization(settings.quant, options["dtype"]), "device_map": {"": device}}
+    model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
+    model.requires_grad_(settings.full)
+    if settings.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model if settings.quant != "none" else model.to(device)
+
+
+def _quantization(quant: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if quant == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
+    """`model` with untrained adapters (B = 0, so that it answers as before), weights in fp32.
+
+    Raises LabError for targets that the model does not have.
+    """
+    torch.manual_seed(settings.seed)
+    adapted = _adapted(model, settings)
+    for module in adapted.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):  # autocast casts where it must, once
+            module.cast_input_dtype_enabled = False
+    return adapted
+
+
+def _adapted(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what peft asks it
+        return get_peft_model(model, adapter_config(model.config, settings))
+
+
+def adapter_config(config: PreTrainedConfig, settings: LoraSettings):
+    """peft's LoraConfig for the architecture of `config`."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=target_modules(config, settings.targets),
+    )
+
+
+def target_modules(config: PreTrainedConfig, given: Sequence[str] = ()) -> list[str] | str:
+    """The targets that were given, else the seven projections of a known architecture, else peft's "all-linear"."""
+    if given:
+        return "all-linear" if tuple(given) == ("all-linear",) else list(given)
+    return list(SEVEN) if config.model_type in WITH_SEVEN else "all-linear"
+
+
+def check_targets(model: nn.Module, targets: Sequence[str]) -> None:
+    """Raises LabError that names the targets which no layer of `model` has, and those that there are."""
+    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear -= {"lm_head"}
+    every = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    missing = [name for name in targets if name not in every and name != "all-linear"]
+    if missing:
+        what = f"the model has no layer called {', '.join(missing)}"
+        raise LabError(what, f"its linear layers are {', '.join(sorted(linear)) or 'none'}; or give all-linear")
+
+
+def lora_parameters(config: PreTrainedConfig, r: int, targets: Sequence[str] = ()) -> ParameterCount:
+    """What LoRA of rank `r` trains on a model of this shape, counted on torch's meta device: no weight is made.
+
+    A target of shape (out, in) gets r (in + out) numbers.
+    """
+    settings = LoraSettings(r=r, targets=tuple(targets))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        base = sum(parameter.numel() for parameter in model.parameters())
+        check_targets(model, settings.targets)
+        adapted = _adapted(model, settings)
+    return ParameterCount(trainable_parameters(adapted), base)
+
+
+def trainable_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

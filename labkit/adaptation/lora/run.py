@@ -1,0 +1,200 @@
+"""One fine-tuning from a file of chats to a folder: adapter or checkpoint, log and card."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from labkit.adaptation.lora.base import Base, check_targets, find_base, load_weights, trainable_parameters, with_adapter
+from labkit.adaptation.lora.chats import EncodedChat, Mixture, encode_all, load_chats, split_held_out
+from labkit.adaptation.lora.packing import packed_model
+from labkit.adaptation.lora.settings import TRAINERS, LoraSettings, check_settings
+from labkit.adaptation.lora.trainer import ChatTrainer, train_settings
+from labkit.environment import choose_device, peak_memory_mib
+from labkit.errors import LabError
+from labkit.training.log import LogRow
+from labkit.training.precision import Precision, choose_precision
+from labkit.training.resume import SNAPSHOT_SECONDS, Snapshots
+from labkit.training.settings import TrainSettings
+
+SNAPSHOT = "lora.resume.pt"
+EMBEDDED = "mini-instruct"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files of a run: chats to learn, to replay (None: nothing), and to hold out (None: a share of the first)."""
+
+    data: Path
+    replay: Path | None = None
+    held_out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run needs but the model: chats as tokens, and the loop's numbers."""
+
+    mixture: Mixture
+    held_out: tuple[EncodedChat, ...]
+    numbers: TrainSettings
+
+
+@dataclass(frozen=True)
+class LoraRun:
+    """A finished run. `trainable` and `total` count parameters; `kept_step` is the step whose weights were kept."""
+
+    base: Base
+    sources: Sources
+    settings: LoraSettings
+    prepared: Prepared
+    rows: tuple[LogRow, ...]
+    trainable: int
+    total: int
+    seconds: float
+    device: str
+    precision: Precision
+    packed: bool
+    kept_step: int
+    trainer: str
+    peak_memory_mib: float
+
+    @property
+    def kept_loss(self) -> float:
+        """Held-out loss of the weights that were kept."""
+        return next((row for row in self.rows if row.step == self.kept_step), self.rows[-1]).val_loss
+
+
+def tune(
+    sources: Sources,
+    out: Path,
+    model: str = EMBEDDED,
+    settings: LoraSettings | None = None,
+    device: str = "auto",
+    trainer: str = "labkit",
+    on_row: Callable[[LogRow], None] = lambda row: None,
+    resume: bool = False,
+    snapshot_seconds: float = SNAPSHOT_SECONDS,
+) -> LoraRun:
+    """Fine-tune `model` on chats and write `out`: the adapter (or with `full` the checkpoint), its log and its card.
+
+    `trainer` is labkit's own loop or trl's SFTTrainer, which must be installed. With `resume` a run that was killed
+    goes on where its last snapshot was taken. Raises LabError for chats that are none, settings that cannot be, a model
+    that cannot be loaded, a folder that holds something else, and as `Trainer.run` and `Snapshots.load` do.
+    """
+    from labkit.adaptation.lora.card import write_run
+
+    settings, out = settings or LoraSettings(), Path(out)
+    check_settings(settings)
+    _check_trainer(trainer, resume)
+    _check_folder(out, settings)
+    files = {name: load_chats(path) for name, path in asdict(sources).items() if path}
+    base, chosen = find_base(model), choose_device(device)
+    precision = choose_precision(settings.precision, chosen.name)
+    with loading(base.name):
+        tokenizer = AutoTokenizer.from_pretrained(base.source, trust_remote_code=False)
+        network = load_weights(base.source, settings, chosen.name, precision)
+    check_targets(network, settings.targets)
+    prepared = prepare(tokenizer, files, sources, settings, network.config)
+    total = sum(parameter.numel() for parameter in network.parameters())
+    began = time.perf_counter()
+    with nullcontext(False) if trainer == "trl" else packed_model(network) as packed:
+        tuned = network if settings.full else with_adapter(network, settings)
+        if trainer == "trl":
+            from labkit.adaptation.lora.trl_trainer import train_with_trl
+
+            rows = train_with_trl(tuned, tokenizer, prepared, chosen.name, precision, on_row)
+            kept = rows[-1].step
+        else:
+            loop = ChatTrainer(
+                tuned, prepared.mixture, prepared.held_out, settings, prepared.numbers, chosen.name, packed
+            )
+            rows, kept = _run(loop, _made_of(base, sources, settings, loop), out, on_row, resume, snapshot_seconds)
+    done = LoraRun(
+        base=base,
+        sources=sources,
+        settings=settings,
+        prepared=prepared,
+        rows=tuple(rows),
+        trainable=trainable_parameters(tuned),
+        total=total + (0 if settings.full else trainable_parameters(tuned)),
+        seconds=round(time.perf_counter() - began, 2),
+        device=chosen.name,
+        precision=precision,
+        packed=packed,
+        kept_step=kept,
+        trainer=trainer,
+        peak_memory_mib=round(peak_memory_mib(), 1),
+    )
+    write_run(out, done, tuned, tokenizer)
+    (out / SNAPSHOT).unlink(missing_ok=True)
+    return done
+
+
+def prepare(tokenizer, files: dict[str, list], sources: Sources, settings: LoraSettings, config) -> Prepared:
+    """The chats of `files` as tokens, split and mixed. Raises LabError as `encode_all` and `split_held_out` do."""
+    context = int(getattr(config.get_text_config(), "max_position_embeddings", 2048))
+    longest = min(settings.max_length or context, context)
+    encoded = {
+        name: encode_all(tokenizer, chats, longest, getattr(sources, name).name) for name, chats in files.items()
+    }
+    chats, held_out = encoded["data"], encoded.get("held_out")
+    if held_out is None:
+        chats, held_out = split_held_out(chats, settings.held_out_share, settings.seed)
+    per_step = settings.batch_size * settings.accumulate
+    mixture = Mixture(chats, encoded.get("replay", ()), settings.replay_share, settings.seed, per_step)
+    return Prepared(mixture, tuple(held_out), train_settings(settings, mixture, longest))
+
+
+def _run(loop: ChatTrainer, made_of: dict[str, str], out: Path, on_row, resume: bool, seconds: float):
+    snapshots = Snapshots(out / SNAPSHOT, seconds)
+    snapshots.describe(made_of)
+    if resume and snapshots.load(loop):
+        for row in loop.rows:
+            on_row(row)
+    elif not resume:
+        snapshots.discard()
+    rows = loop.run(on_row, snapshots.after_step)
+    loop.keep_best()
+    return rows, loop.best_step
+
+
+def _made_of(base: Base, sources: Sources, settings: LoraSettings, loop: ChatTrainer) -> dict[str, str]:
+    """All that must be the same for an interrupted run to be continued."""
+    files = {
+        name: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12] for name, path in asdict(sources).items() if path
+    }
+    facts = {"base": base.revision, "device": loop.device, "computed in": loop.precision.name}
+    return files | facts | {name: str(value) for name, value in asdict(settings).items()}
+
+
+def _check_trainer(trainer: str, resume: bool) -> None:
+    if trainer not in TRAINERS:
+        raise LabError(f"there is no trainer called {trainer!r}", f"choose {' or '.join(TRAINERS)}")
+    if trainer == "trl" and resume:
+        raise LabError("only labkit's own trainer goes on with an interrupted run", "leave --resume or --trainer out")
+
+
+def _check_folder(out: Path, settings: LoraSettings) -> None:
+    """An adapter and a checkpoint in one folder would be read as one thing by some tools and as the other by others."""
+    other, kind = ("adapter_config.json", "an adapter") if settings.full else ("config.json", "a checkpoint")
+    if (out / other).exists():
+        raise LabError(f"the folder {out.name} holds {kind} already", "choose another folder with --out")
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """What transformers raises for a model that it cannot load, as a LabError."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LabError(
+            f"the model {name} could not be loaded: {first}", "give a checkpoint's folder or a hub id"
+        ) from error
