@@ -10,7 +10,9 @@ import typer
 
 from labkit.cli.app import (
     MODEL_HELP,
+    BackendOption,
     DeviceOption,
+    DtypeOption,
     JsonOption,
     ModelOption,
     OutOption,
@@ -28,6 +30,9 @@ def chat(
     prompt: Annotated[str | None, typer.Option(help="one question; else one is read from each line")] = None,
     model: ModelOption = "mini-instruct",
     device: DeviceOption = "auto",
+    backend: BackendOption = None,
+    dtype: DtypeOption = "auto",
+    adapter: Annotated[str, typer.Option(help="the folder of a LoRA adapter of this model")] = "",
     note: Annotated[str | None, typer.Option(help="policy note to put before it, such as POL-01")] = None,
     max_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
@@ -40,7 +45,7 @@ def chat(
     from labkit.generation import Sampling, load_chat_model, write_first_run
 
     found = find_note(note) if note else None
-    loaded = load_chat_model(model, device)
+    loaded = load_chat_model(model, device, dtype, backend, adapter=adapter)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
     for question in [prompt] if prompt is not None else (line.strip() for line in sys.stdin):
         if not question:
@@ -69,6 +74,11 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help=f"{MODEL_HELP}; not together with --base-url")] = None,
     base_url: Annotated[str | None, typer.Option(help="evaluate the model behind this server instead")] = None,
     device: DeviceOption = "auto",
+    backend: BackendOption = None,
+    dtype: DtypeOption = "auto",
+    adapter: Annotated[
+        str, typer.Option(help="the folder of a LoRA adapter; with --base-url the name of one served there")
+    ] = "",
     max_tokens: int = 96,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
     seed: Annotated[int, typer.Option(help="of the first repeat; each other has the next")] = 0,
@@ -101,10 +111,12 @@ def evaluate(
     if model and base_url:
         raise LabError("--model and --base-url were both given", "give one of them")
     asked = load_cases(cases or EVAL_CASES)
+    if base_url and (backend or dtype != "auto"):
+        raise LabError("--backend and --dtype are not for --base-url", "give them to `labkit serve`")
     if base_url:
-        target = endpoint_target(base_url, model=recorded_model(base_url))
+        target = endpoint_target(base_url, model=adapter or recorded_model(base_url))
     else:
-        target = model_target(load_chat_model(model or "mini-instruct", device))
+        target = model_target(load_chat_model(model or "mini-instruct", device, dtype, backend, adapter=adapter))
     at_once = target.concurrency if concurrency is None else concurrency
     require_countable(target, at_once, repeats)
     library = open_library(rag) if rag else None

@@ -80,6 +80,7 @@ def endpoint_target(base_url: str, api_key: str | None = None, model: str | None
         except openai.OpenAIError as error:
             raise LabError(f"the server at {root} refused a case: {error}", "look at the server's log") from error
 
+    said = {**said, "revision": (said.get("adapters") or {}).get(model, said.get("revision", "unknown"))}
     revision, device, dtype, backend = (
         str(said.get(key, "unknown")) for key in ("revision", "device", "dtype", "backend")
     )
