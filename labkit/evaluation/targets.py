@@ -80,7 +80,9 @@ def endpoint_target(base_url: str, api_key: str | None = None, model: str | None
         except openai.OpenAIError as error:
             raise LabError(f"the server at {root} refused a case: {error}", "look at the server's log") from error
 
-    said = {**said, "revision": (said.get("adapters") or {}).get(model, said.get("revision", "unknown"))}
+    adapters = said.get("adapters")
+    if isinstance(adapters, dict) and model in adapters:
+        said = {**said, "revision": adapters[model]}
     revision, device, dtype, backend = (
         str(said.get(key, "unknown")) for key in ("revision", "device", "dtype", "backend")
     )

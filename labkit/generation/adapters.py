@@ -13,6 +13,7 @@ from pathlib import Path
 from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -34,9 +35,9 @@ def check_names(adapters: Mapping[str, Path], base: str) -> None:
             raise LabError(f"an adapter and its base are both called {name}", "give the adapter another name")
 
 
-def read_adapter(folder: Path, base_revision: str, mixed: bool) -> LoraConfig:
+def read_adapter(folder: Path, base_revision: str) -> LoraConfig:
     """The configuration of the adapter in `folder`. Raises LabError for a folder that is no LoRA adapter, or whose
-    card names another revision of the base; `mixed` refuses too what cannot share the base with other rows."""
+    card names another revision of the base, and for one that cannot share its base with other rows."""
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         what = f"{folder.name} is no adapter: it does not hold {CONFIG} and {WEIGHTS}"
         raise LabError(what, "give the folder that `labkit lora` or peft's save_pretrained wrote")
@@ -51,14 +52,14 @@ def read_adapter(folder: Path, base_revision: str, mixed: bool) -> LoraConfig:
         config = PeftConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError) as error:
         raise LabError(f"{CONFIG} of {folder.name} cannot be read: {error}", "write the adapter again") from error
-    if mixed and (reason := why_not_mixed(config)):
-        what = f"the adapter {folder.name} cannot be served beside its base: {reason}"
-        raise LabError(what, "merge it into its base and serve that, or train it without")
+    if reason := why_not_shared(config):
+        what = f"the adapter {folder.name} cannot lie beside its base: {reason}"
+        raise LabError(what, "merge it into its base and load that, or train it without")
     config.inference_mode = True
     return config
 
 
-def why_not_mixed(config: LoraConfig) -> str:
+def why_not_shared(config: LoraConfig) -> str:
     """Why rows of this adapter cannot run beside others, as the end of a sentence; empty where they can."""
     if config.use_dora:
         return "it is a DoRA, whose weights peft does not mix in a batch"
@@ -88,7 +89,7 @@ class Adapters:
         self._keys = {name: f"adapter{number}" for number, name in enumerate(folders)}
         self._peft: PeftModel | None = None
         for name, folder in folders.items():
-            self._add(self._keys[name], folder, read_adapter(folder, base_revision, mixed=len(folders) > 1))
+            self._add(self._keys[name], folder, read_adapter(folder, base_revision))
         self._names: list[str] | None = None  # of the rows of a mixed pass
         self._active: str | None = None
         for module in self._peft.modules():
@@ -129,7 +130,7 @@ class Adapters:
             else:
                 self._peft.add_adapter(key, config)
             found = set_peft_model_state_dict(self._peft, state, adapter_name=key)
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             raise self._unfit(folder, (str(error).strip() or type(error).__name__).splitlines()[-1].strip()) from error
         lacking = [name for name in found.missing_keys if f".{key}." in name]
         if lacking or found.unexpected_keys:

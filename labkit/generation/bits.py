@@ -68,6 +68,17 @@ def _hidden(name: str) -> Iterator[None]:
         sys.modules.update(held)
 
 
+def keep_odd_sizes_unpacked(model: nn.Module) -> None:
+    """Processors with AVX512-BF16 run 4-bit matrices in another order of the weights, which bitsandbytes makes at the
+    first pass, and fails to make unless 32 divides the rows and a block of scales the columns. Others stay as they are.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            rows, columns = module.weight.quant_state.shape
+            if rows % 32 or columns % module.weight.quant_state.blocksize:
+                module.support_avx512bf16_for_cpu = False
+
+
 def number_format(model: "PreTrainedModel") -> str:
     """The format that the matrices of a loaded model really have: of bitsandbytes, or a torch type's name."""
     for module in model.modules():
@@ -80,7 +91,11 @@ def number_format(model: "PreTrainedModel") -> str:
 
 
 def memory_of_weights(model: nn.Module) -> int:
-    """Bytes of all weights, with the scales that belong to quantized ones."""
+    """Bytes of all weights, with the scales that belong to quantized ones.
+
+    Asked before the first pass, for bitsandbytes may then take nf4-dq's second quantization back (on a processor with
+    AVX512-BF16).
+    """
     return sum(tensor.nbytes for weight in model.parameters() for tensor in [weight.data, *_scales(weight)])
 
 

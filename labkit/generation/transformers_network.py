@@ -18,7 +18,13 @@ from transformers.utils import logging as transformers_logging
 from labkit.environment import Device
 from labkit.generation.backends import BITSANDBYTES, require_transformers_dtype
 from labkit.generation.batch import Batch
-from labkit.generation.bits import import_bitsandbytes, number_format, quantization_config, require_bitsandbytes
+from labkit.generation.bits import (
+    import_bitsandbytes,
+    keep_odd_sizes_unpacked,
+    number_format,
+    quantization_config,
+    require_bitsandbytes,
+)
 from labkit.generation.prefixes import Prefixes
 
 if TYPE_CHECKING:
@@ -90,6 +96,7 @@ def load_transformers(
         compute = torch.float32 if device.name == "cpu" else torch.bfloat16
         quantized = quantization_config(bits, compute)
         weights = kind.from_pretrained(source, **how, quantization_config=quantized, device_map={"": device.name})
+        keep_odd_sizes_unpacked(weights)
     return TransformersNetwork(weights.eval(), tokenizer, device.reason, vision)
 
 
