@@ -51,7 +51,7 @@ class Score:
     agreed: list[bool] = field(default_factory=list)
 
     def __enter__(self) -> "Score":
-        self._file = open(self.reference, "wb" if self.writes else "rb")  # noqa: SIM115
+        self._file = open(self.reference, "wb" if self.writes else "rb")
         return self
 
     def __exit__(self, *_) -> None:

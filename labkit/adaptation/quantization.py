@@ -23,7 +23,7 @@ from labkit.landscape.models import EMBEDDED, Model, find_model, with_config
 from labkit.layout import DATA, MODELS, ROOT, without_paths
 
 HELD_OUT = DATA / "corpus" / "held_out_cases.csv"
-CHATS, REPEATS, NEW_TOKENS = 40, 5, 32
+CHATS, REPEATS, NEW_TOKENS = 20, 5, 32
 REFERENCE = "float32"
 PROCESS = "labkit.adaptation.format_process"
 
