@@ -1,8 +1,11 @@
 """Models in 8 and 4 bits, and the table of what each number format costs and saves."""
 
+import importlib
 import json
+import subprocess
 import sys
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,14 +14,15 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from labkit import plots
-from labkit.adaptation import quantization
+from labkit.adaptation import format_process, quantization
 from labkit.adaptation.quantization import FormatRow, held_out_chats, measure_formats, predicted_bytes, write_rows
 from labkit.cli.app import app
 from labkit.errors import LabError
 from labkit.evidence import read_csv
+from labkit.export.llama_library import llama_library
 from labkit.generation import Sampling, load_chat_model
 from labkit.generation.backends import choose_backend
-from labkit.generation.bits import memory_of_weights, require_bitsandbytes
+from labkit.generation.bits import import_bitsandbytes, memory_of_weights, require_bitsandbytes
 from labkit.layout import MODELS
 from labkit.report.quantization import print_formats
 
@@ -89,33 +93,33 @@ def test_without_bitsandbytes_or_its_device_the_reason_is_told(monkeypatch, tiny
     assert caught.value.next_step == "install it: pip install bitsandbytes"
 
 
-def test_bitsandbytes_does_not_fetch_compiled_code(tmp_path):
-    """The package kernels would; here it is a module that says so."""
-    code = (
-        "import sys, types; sys.modules['kernels'] = fake = types.ModuleType('kernels')\n"
-        "fake.get_kernel = lambda *args, **more: print('fetched')\n"
-        "from labkit.generation.bits import import_bitsandbytes\n"
-        "import_bitsandbytes(); print(sys.modules['kernels'] is fake, 'bitsandbytes' in sys.modules)"
-    )
-    import subprocess
-
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == ["True", "True"], done.stderr
+def test_while_bitsandbytes_is_loaded_it_finds_nothing_that_would_fetch_compiled_code(monkeypatch):
+    kernels, seen = ModuleType("kernels"), []
+    monkeypatch.setitem(sys.modules, "kernels", kernels)
+    monkeypatch.setattr(importlib, "import_module", lambda name: seen.append((name, sys.modules["kernels"])))
+    import_bitsandbytes()
+    assert seen == [("bitsandbytes", None)]
+    assert sys.modules["kernels"] is kernels
 
 
 @pytest.fixture(scope="module")
-def measured(even_folder):
-    return measure_formats(str(even_folder), ["bfloat16", "nf4", "onnx-int8", "gguf-q8_0"], "cpu", chats=3, repeats=2)
+def measured(even_folder, tmp_path_factory):
+    """The rows as `measure_formats` makes them, but in this process: each of its own takes seconds to begin."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(quantization, "_in_a_process", lambda job: json.loads(json.dumps(format_process.done(job))))
+        threads = torch.get_num_threads()
+        rows = measure_formats(str(even_folder), ["bfloat16", "nf4", "onnx-int8"], "cpu", chats=3, repeats=2)
+    torch.set_num_threads(threads)
+    return rows
 
 
 def test_every_format_has_a_row_and_float32_is_the_first(measured):
-    assert [row.format for row in measured] == ["float32", "bfloat16", "nf4", "onnx-int8", "gguf-q8_0"]
-    run = [row for row in measured if not row.not_run]
-    assert {row.format for row in run} >= {"float32", "bfloat16", "nf4", "onnx-int8"}
-    for row in run:
+    assert [row.format for row in measured] == ["float32", "bfloat16", "nf4", "onnx-int8"]
+    assert [row.dtype for row in measured] == ["float32", "bfloat16", "nf4", "int8"]
+    for row in measured:
+        assert not row.not_run
         assert row.scored_tokens == measured[0].scored_tokens > 50
         assert row.size_bytes > 0
-        assert 0 < row.own_peak_bytes < row.peak_bytes
         assert row.tokens_per_second > 1
         assert 0 < row.first_token_seconds < 5
         assert row.perplexity > 1
@@ -155,19 +159,38 @@ def test_sizes_are_those_of_the_format_and_the_prediction_stands_beside_them(mea
     assert predicted_bytes("somebody/unheard-of", quantization.FORMATS["nf4"]) is None
 
 
-def test_what_cannot_run_here_is_told_in_its_row(even_folder, tiny_model_folder):
-    """Heads 12 wide are nothing for ONNX; the rest is measured all the same."""
+def test_each_format_has_a_process_of_its_own_and_what_cannot_run_is_told(tiny_model_folder, monkeypatch):
+    """Heads 12 wide are nothing for ONNX. What this process holds is no part of the other's peak."""
+    held, jobs = torch.ones(200_000_000), []  # 800 MB
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *how, **more: jobs.append(more["input"]) or real(*how, **more))
     rows = measure_formats(str(tiny_model_folder), ["onnx-int4"], "cpu", chats=1, repeats=1)
-    assert not rows[0].not_run
+    assert [json.loads(job)["format"] for job in jobs] == ["float32", "onnx-int4"]
+    assert 0 < rows[0].own_peak_bytes < rows[0].peak_bytes < held.nbytes
     assert "attention heads are 12 wide" in rows[1].not_run
     assert rows[1].size_bytes is rows[1].kl is rows[1].tokens_per_second is None
 
 
-def test_a_model_or_a_format_that_is_none_is_refused(tmp_path):
+def test_a_process_that_dies_and_a_package_that_lacks_are_told(even_folder, monkeypatch):
+    def done(job):
+        return {"scored_tokens": 1} if job["format"] == "float32" else format_process.done(job)
+
+    monkeypatch.setattr(quantization, "_in_a_process", done)
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    llama_library.cache_clear()
+    assert measure_formats(str(even_folder), ["gguf-q8_0"])[1].not_run == "llama-cpp-python is not installed"
+    monkeypatch.undo()
+    monkeypatch.setattr(quantization, "PROCESS", "labkit.no_such_process")
+    with pytest.raises(LabError, match=r"its process ended with code 1: .*No module named labkit\.no_such_process"):
+        measure_formats(str(even_folder), [])
+
+
+def test_a_model_or_a_format_that_is_none_is_refused(tmp_path, monkeypatch):
     with pytest.raises(LabError, match="no format called 'int3'"):
         measure_formats(formats=["int3"])
     with pytest.raises(LabError, match="chats is 0"):
         measure_formats(formats=[], chats=0)
+    monkeypatch.setattr(quantization, "_in_a_process", format_process.done)
     with pytest.raises(LabError, match="float32, the reference, could not be measured: there is no model folder"):
         measure_formats("./absent", [])
     (tmp_path / "chats.csv").write_text("question\nWhy?\n")

@@ -212,14 +212,14 @@ def _score_together(model: ChatModel, chats: Sequence[Chat], score: Score, place
             score.take(first + given, chat.answer[given], said)
 
 
-def main() -> None:
-    job = json.load(sys.stdin)
+def done(job: dict) -> dict:
+    """What the job's task says, or under not_run why it could not be done."""
     try:
-        done = {"measure": measure, "write": write}[job["task"]](job)
+        return {"measure": measure, "write": write}[job["task"]](job)
     except LabError as error:
-        done = {"not_run": error.what}
-    Path(job["answer"]).write_text(json.dumps(done), encoding="utf-8")
+        return {"not_run": error.what}
 
 
 if __name__ == "__main__":
-    main()
+    asked = json.load(sys.stdin)
+    Path(asked["answer"]).write_text(json.dumps(done(asked)), encoding="utf-8")
