@@ -4,6 +4,7 @@ This room is on the ground floor and must load without torch, so torch is import
 The report is made to be shared: it holds no user name, host name, token or home path.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -190,7 +191,13 @@ def requirements_freeze() -> str:
 
 
 def peak_memory_mib() -> float:
-    """The most resident memory this process has held, in MiB (2^20 bytes)."""
+    """The most resident memory this process has held, in MiB (2^20 bytes).
+
+    Linux counts in ru_maxrss what the parent held when it started this process; VmHWM is the process's own.
+    """
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 2**20
     import resource

@@ -257,6 +257,34 @@ def _measured_on(benchmark: Mapping) -> str:
     return f"{benchmark['model']} on {benchmark['route']} ({benchmark['device']}): {benchmark['claim']}"
 
 
+def quantization_plot(rows: Sequence, model: str) -> Plot:
+    """What each number format saves and costs: size of the weights against KL from float32, and against speed.
+
+    `rows` are FormatRows, or those of the CSV that `labkit quantize` writes; a format that was not run is left out.
+    """
+    panels = (("kl", "KL from float32 (nats per token)"), ("tokens_per_second", "tokens per second, one answer"))
+    run = [row for row in rows if not _field(row, "not_run")]
+    figure = Plot(8.0, 4.0)
+    for axes, (key, label) in zip(figure.subplots(1, 2), panels, strict=True):
+        for number, row in enumerate(run):
+            size, value = finite(_field(row, "size_bytes")), finite(_field(row, key))
+            if size is None or value is None:
+                continue
+            style = {"color": PALETTE[number % len(PALETTE)], "marker": "os^DvPX*<"[number % 9], "ms": 8}
+            axes.plot([size / 1e6], [value], linestyle="", label=_field(row, "format"), **style)
+        axes.set(xlabel="weights (MB)", ylabel=label)
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.3)
+    divergence, speed = figure.axes
+    divergence.set_yscale("symlog", linthresh=1e-6)  # float32's own 0 has a place on it
+    divergence.set_ylim(bottom=0)
+    speed.set_ylim(bottom=0)
+    figure.legend(*divergence.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    devices = ", ".join(dict.fromkeys(str(_field(row, "device")) for row in run))
+    figure.suptitle(f"{model} in {len(run)} formats on {devices}: down and left is better, up and left is faster")
+    return figure
+
+
 def memory_bars(estimates: Sequence, card_gib: float | None = None) -> Plot:
     """Memory by part, stacked, in GiB (2^30 bytes); the line is the card's memory.
 

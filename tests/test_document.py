@@ -78,7 +78,7 @@ def fits(document, kind, body):
 
 
 def read(kind, body):
-    return read_request(kind, json.dumps(body).encode(), "tiny-llama", SMALL)
+    return read_request(kind, json.dumps(body).encode(), ["tiny-llama"], SMALL)
 
 
 @pytest.mark.parametrize("body", TAKEN)

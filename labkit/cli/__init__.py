@@ -5,7 +5,15 @@ Rooms are imported inside the commands, so that `labkit --help` loads neither to
 
 import sys
 
-from labkit.cli import adaptation, evidence, model, service, training, tuning  # noqa: F401  (each adds its commands)
+from labkit.cli import (  # noqa: F401  (each adds its commands to the application)
+    adaptation,
+    evidence,
+    model,
+    quantization,
+    service,
+    training,
+    tuning,
+)
 from labkit.cli.app import app
 from labkit.errors import LabError
 

@@ -18,11 +18,15 @@ app = typer.Typer(
 
 DEVICE_HELP = "auto, cpu, cuda or mps; a device that is asked for by name and absent is an error"
 MODEL_HELP = "mini-instruct (shipped here), a folder with a transformers checkpoint, or a hub id"
+BACKEND_HELP = "what runs the model: auto, transformers, onnx or llama.cpp (a .gguf file)"
+DTYPE_HELP = "number format: auto, float32, bfloat16, float16, int8, nf4 or nf4-dq; for onnx float32, int8 or int4"
 PACK_HELP = "the evidence pack's folder (default: evidence/<route>)"
 ROUTE_HELP = "local_cpu, free_colab or rented_gpu (default: the pack's own, else local_cpu)"
 
 DeviceOption = Annotated[str, typer.Option("--device", help=DEVICE_HELP)]
 ModelOption = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
+BackendOption = Annotated[str | None, typer.Option("--backend", help=BACKEND_HELP)]
+DtypeOption = Annotated[str, typer.Option("--dtype", help=DTYPE_HELP)]
 OutOption = Annotated[Path | None, typer.Option("--out", help=PACK_HELP)]
 EvidenceOption = Annotated[Path | None, typer.Option("--evidence", help=PACK_HELP)]
 RouteOption = Annotated[str | None, typer.Option("--route", help=ROUTE_HELP)]

@@ -10,7 +10,9 @@ import typer
 
 from labkit.cli.app import (
     MODEL_HELP,
+    BackendOption,
     DeviceOption,
+    DtypeOption,
     JsonOption,
     ModelOption,
     OutOption,
@@ -30,6 +32,9 @@ def chat(
     prompt: Annotated[str | None, typer.Option(help="one question; else one is read from each line")] = None,
     model: ModelOption = "mini-instruct",
     device: DeviceOption = "auto",
+    backend: BackendOption = None,
+    dtype: DtypeOption = "auto",
+    adapter: Annotated[str, typer.Option(help="the folder of a LoRA adapter of this model")] = "",
     note: Annotated[str | None, typer.Option(help="policy note to put before it, such as POL-01")] = None,
     prompt_variant: Annotated[str | None, typer.Option(help=PROMPT_HELP)] = None,
     max_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 128,
@@ -45,7 +50,7 @@ def chat(
 
     found = find_note(note) if note else None
     variant = find_prompt(prompt_variant) if prompt_variant else None
-    loaded = load_chat_model(model, device)
+    loaded = load_chat_model(model, device, dtype, backend, adapter=adapter)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
     for question in [prompt] if prompt is not None else (line.strip() for line in sys.stdin):
         if not question:
@@ -75,6 +80,11 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help=f"{MODEL_HELP}; not together with --base-url")] = None,
     base_url: Annotated[str | None, typer.Option(help="evaluate the model behind this server instead")] = None,
     device: DeviceOption = "auto",
+    backend: BackendOption = None,
+    dtype: DtypeOption = "auto",
+    adapter: Annotated[
+        str, typer.Option(help="the folder of a LoRA adapter; with --base-url the name of one served there")
+    ] = "",
     max_tokens: int = 96,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
     top_p: Annotated[float, typer.Option(help="sample from the likeliest tokens of this probability in all")] = 1.0,
@@ -114,11 +124,13 @@ def evaluate(
         return
     if model and base_url:
         raise LabError("--model and --base-url were both given", "give one of them")
+    if base_url and (backend or dtype != "auto"):
+        raise LabError("--backend and --dtype are not for --base-url", "give them to `labkit serve`")
     second = evaluating.judge(judge, judge_model, judge_prompt)
     if base_url:
-        target = endpoint_target(base_url, model=recorded_model(base_url))
+        target = endpoint_target(base_url, model=adapter or recorded_model(base_url))
     else:
-        target = model_target(load_chat_model(model or "mini-instruct", device))
+        target = model_target(load_chat_model(model or "mini-instruct", device, dtype, backend, adapter=adapter))
     at_once = target.concurrency if concurrency is None else concurrency
     require_countable(target, at_once, repeats)
     run = evaluating.Run(target, sampling, levers, at_once, repeats, second)

@@ -8,7 +8,9 @@ import typer
 
 from labkit.cli.app import (
     LOCAL_SERVER,
+    BackendOption,
     DeviceOption,
+    DtypeOption,
     EvidenceOption,
     ModelOption,
     OutOption,
@@ -36,12 +38,9 @@ def serve(
     host: Annotated[str, typer.Option(help="another address than loopback needs LABKIT_API_KEY")] = "127.0.0.1",
     port: PortOption = 8000,
     device: DeviceOption = "auto",
-    backend: Annotated[
-        str, typer.Option(help="what runs the model: auto, transformers, onnx or llama.cpp (a .gguf file)")
-    ] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="number format: auto, a torch type's name; for onnx float32, int8 or int4")
-    ] = "auto",
+    backend: BackendOption = "auto",
+    dtype: DtypeOption = "auto",
+    adapter: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a LoRA adapter to serve beside it")] = None,
     revision: Annotated[str, typer.Option(help="the hub's commit, tag or branch; what local weights must be")] = "",
     max_input_tokens: int = 1024,
     max_output_tokens: int = 256,
@@ -71,7 +70,7 @@ def serve(
         port = port if "port" in given else None
         _serve_engine(runtime, dry_run, proof, hourly, model, host, port, max_model_len, memory_share)
         return
-    from labkit.serving.contract import Limits, ServerSettings
+    from labkit.serving.contract import Limits, ServerSettings, named_adapters
     from labkit.serving.process import serve as run_server
 
     limits = Limits(
@@ -86,7 +85,7 @@ def serve(
         max_image_pixels,
     )
     how = {"log_prompts": log_prompts, "output_filter": output_filter}
-    how |= {"backend": backend, "dtype": dtype, "revision": revision}
+    how |= {"backend": backend, "dtype": dtype, "revision": revision, "adapters": named_adapters(adapter or ())}
     settings = ServerSettings(model, host, port, device, limits, **how)
     run_server(settings, api_key_file, proof, hourly)
 

@@ -88,6 +88,9 @@ def endpoint_target(base_url: str, api_key: str | None = None, model: str | None
     said = read_health(root, api_key=api_key)
     client = open_client(root, api_key, timeout=60, retries=RETRIES)
     endpoint = _Endpoint(client, root, model or said.get("model") or first_model(client))
+    adapters = said.get("adapters")
+    if isinstance(adapters, dict) and endpoint.model in adapters:
+        said = {**said, "revision": adapters[endpoint.model]}
     facts = (str(said.get(key, "unknown")) for key in ("revision", "device", "dtype", "backend"))
     revision, device, dtype, backend = facts
     return Target(endpoint.model, revision, device, dtype, endpoint.ask, backend, CLIENTS)

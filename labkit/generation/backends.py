@@ -11,6 +11,8 @@ from labkit.export.onnx import INSTALL, PRECISIONS, builder_installed, why_not_e
 
 TRANSFORMERS, ONNX, LLAMA_CPP = "transformers", "onnx", "llama.cpp"
 BACKENDS = ("auto", TRANSFORMERS, ONNX, LLAMA_CPP)
+BITSANDBYTES = ("int8", "nf4", "nf4-dq")  # number formats of the backend transformers beside torch's own
+TORCH_TYPES = ("float32", "bfloat16", "float16")
 ONNX_DEVICE = Device("cpu", "the backend onnx runs on the CPU")
 LARGEST_EXPORT = 2 * 10**9  # bytes of weights; nobody waits at a start for the export of more without having asked
 ONNX_DTYPE = "int4"  # what "auto" means for it: with the options of PRECISIONS it keeps the embedded model's answers
@@ -24,19 +26,26 @@ class Backend:
     reason: str
 
 
-def choose_backend(wanted: str, source: Path | None, device: str, dtype: str = "auto") -> Backend:
+def choose_backend(
+    wanted: str, source: Path | None, device: str, dtype: str = "auto", adapted: bool = False
+) -> Backend:
     """The backend for a model on `device` in `dtype`: `source` is its folder or its GGUF file, None for a hub id.
 
-    auto takes the fastest that keeps the answers: ONNX for a folder that can be exported, on a CPU; else transformers.
+    auto takes the fastest that keeps the answers: ONNX for a folder that can be exported, on a CPU; else transformers,
+    which alone runs an `adapted` model and the 4-bit formats of bitsandbytes.
     Raises LabError for a backend that is asked for by name and cannot run the model here: never another in silence.
     """
     if wanted not in BACKENDS:
         raise LabError(f"there is no backend called {wanted!r}", f"choose one of {', '.join(BACKENDS)}")
+    if adapted and (wanted in (ONNX, LLAMA_CPP) or (source is not None and source.is_file())):
+        other = LLAMA_CPP if source is not None and source.is_file() else wanted
+        what = f"the backend {other} runs no adapters"
+        raise LabError(what, "use --backend transformers with the base's folder, or merge the adapter into it")
     if source is not None and source.is_file():
         return _for_gguf(wanted, source)
     if wanted == LLAMA_CPP:
         raise LabError("the backend llama.cpp reads GGUF files", "give --model the path of a .gguf file")
-    why_not = "" if wanted == TRANSFORMERS else _why_not_onnx(source, device, dtype)
+    why_not = "" if wanted == TRANSFORMERS else _why_not_onnx(source, device, dtype, adapted)
     if wanted == "auto" and not why_not and (size := weights_size(source)) > LARGEST_EXPORT:
         why_not = f"to export {size / 1e9:.1f} GB of weights to ONNX takes long, and is done with --backend onnx"
     if wanted == ONNX and why_not:
@@ -57,7 +66,19 @@ def _for_gguf(wanted: str, source: Path) -> Backend:
     return Backend(LLAMA_CPP, "the model is a GGUF file")
 
 
-def _why_not_onnx(source: Path | None, device: str, dtype: str) -> str:
+def require_transformers_dtype(dtype: str) -> None:
+    """Raises LabError for a number format that the backend transformers does not have."""
+    known = ("auto", *TORCH_TYPES, *BITSANDBYTES)
+    if dtype not in known:
+        what = f"the backend transformers has no number format called {dtype!r}"
+        raise LabError(what, f"choose one of {', '.join(known)}")
+
+
+def _why_not_onnx(source: Path | None, device: str, dtype: str, adapted: bool) -> str:
+    if adapted:
+        return "an adapter is run by transformers and peft"
+    if dtype in BITSANDBYTES and dtype not in PRECISIONS:
+        return f"{dtype} is a format of bitsandbytes, which runs through transformers"
     if device != "cpu":
         return f"onnxruntime runs on the CPU here, and the device is {device}"
     if dtype not in ("auto", *PRECISIONS):

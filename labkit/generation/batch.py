@@ -6,6 +6,7 @@ batching; Yu et al. 2022, "Orca", OSDI).
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from transformers.cache_utils import DynamicLayer
 
 from labkit.generation.network import Images
 from labkit.generation.prefixes import Layers, Prefixes
+
+if TYPE_CHECKING:
+    from labkit.generation.adapters import Adapters
 
 
 class Batch:
@@ -25,13 +29,16 @@ class Batch:
 
     The model is always told the positions. An image takes fewer positions than tokens (M-RoPE), so that each row has
     its own next position; what the model itself remembers of that is overwritten by the next prompt.
+
+    With `adapters` each row has one of them, or none, and all are decoded together.
     """
 
-    def __init__(self, model: PreTrainedModel, prefixes: Prefixes | None = None):
-        self._model, self._prefixes = model, prefixes
+    def __init__(self, model: PreTrainedModel, prefixes: Prefixes | None = None, adapters: "Adapters | None" = None):
+        self._model, self._prefixes, self._adapters = model, prefixes, adapters
         self._slots: list[int] = []
         self._lengths: list[int] = []  # of each slot
         self._positions: list[int] = []  # of each slot's next token
+        self._adapted: list[str] = []  # each slot's adapter
         self._cache: DynamicCache | None = None
         self._apart: list[object] | None = None  # caches of rows that cannot be put together
 
@@ -39,22 +46,22 @@ class Batch:
         return len(self._slots)
 
     @torch.inference_mode()
-    def join(self, ids: Sequence[int], images: Images | None = None) -> Tensor:
+    def join(self, ids: Sequence[int], images: Images | None = None, adapter: str = "") -> Tensor:
         """Add a row for the prompt `ids` as the last one, and return its next token's logits, shape (vocab,).
 
         A prompt with images shares its beginning with no other: equal placeholders may stand for unequal pixels.
         """
         prefixes = None if images else self._prefixes
-        held = prefixes.longest(ids) if prefixes else []
+        held = prefixes.longest(ids, adapter) if prefixes else []
         cache, known = (cache_of(held), held[0][0].shape[2]) if held else (None, 0)
         prompt = self._seen(ids, images) if images else self._read(ids, known)
-        out = self._model(**prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = self._run([adapter], **prompt, past_key_values=cache, logits_to_keep=1)
         cache = out.past_key_values
         if not plain(cache):
             self._apart = [*(self._apart or []), cache]
         else:
             if prefixes is not None:
-                prefixes.keep(ids, layers_of(cache))
+                prefixes.keep(ids, layers_of(cache), adapter)
             if self._slots:
                 merge(self._cache, cache)
             else:
@@ -62,6 +69,7 @@ class Batch:
         self._slots.append(len(self._slots))
         self._lengths.append(len(ids))
         self._positions.append(int(prompt["position_ids"].max()) + 1)
+        self._adapted.append(adapter)
         return out.logits[0, -1]
 
     @torch.inference_mode()
@@ -71,10 +79,10 @@ class Batch:
         ids = torch.empty_like(positions)
         ids[self._slots, 0] = self._tensor(tokens)
         if self._apart is not None:
-            rows = zip(ids.split(1), positions.split(1), self._apart, strict=True)
+            rows = zip(([name] for name in self._adapted), ids.split(1), positions.split(1), self._apart, strict=True)
             logits = torch.cat([self._pass(*row).logits[:, -1] for row in rows])
         else:
-            logits = self._pass(ids, positions, self._cache, self._mask()).logits[:, -1]
+            logits = self._pass(self._adapted, ids, positions, self._cache, self._mask()).logits[:, -1]
         self._lengths = [length + 1 for length in self._lengths]
         self._positions = [position + 1 for position in self._positions]
         return logits[self._slots]
@@ -83,7 +91,7 @@ class Batch:
     def leave(self, row: int) -> None:
         """Forget row number `row`; the rows after it move up."""
         gap, last = self._slots.pop(row), len(self._slots)
-        kept = [self._lengths, self._positions, *filter(None, [self._apart])]
+        kept = [self._lengths, self._positions, self._adapted, *filter(None, [self._apart])]
         ends = [values.pop() for values in kept]
         if gap != last:
             self._slots[self._slots.index(last)] = gap
@@ -109,10 +117,12 @@ class Batch:
         pixels = images.pixels.to(self._model.device)
         return {"input_ids": tokens, "position_ids": positions, "pixel_values": pixels, "image_grid_thw": grid}
 
-    def _pass(self, ids: Tensor, positions: Tensor, cache, mask: Tensor | None = None):
-        return self._model(
-            input_ids=ids, position_ids=positions, past_key_values=cache, attention_mask=mask, use_cache=True
-        )
+    def _pass(self, adapters: Sequence[str], ids: Tensor, positions: Tensor, cache, mask: Tensor | None = None):
+        return self._run(adapters, input_ids=ids, position_ids=positions, past_key_values=cache, attention_mask=mask)
+
+    def _run(self, adapters: Sequence[str], **inputs):
+        inputs["use_cache"] = True
+        return self._model(**inputs) if self._adapters is None else self._adapters.run(adapters, inputs)
 
     def _mask(self) -> Tensor | None:
         """1 where a row has a token, the one that is given now included, 0 in its padding; None without padding."""

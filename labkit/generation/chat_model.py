@@ -6,7 +6,8 @@ several answers together; a test holds its greedy answers equal to those of tran
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
@@ -40,16 +41,35 @@ class ChatModel:
     `name` is the hub id or the model folder's name (never a path); `revision` is the hub commit, or the first 12 hex
     digits of the sha256 of the local weights, so that two runs can be told apart. `vision` is None for a model that
     reads text alone.
+
+    `adapters` are those that lie beside its weights, name to revision: the base's, "+", and the first 12 hex digits of
+    the adapter's own. `chat` and `stream` use `adapter`, "" for the base alone; see `using`.
     """
 
     def __init__(
-        self, name: str, revision: str, network: Network, tokenizer: PreTrainedTokenizerBase, backend_reason: str
+        self,
+        name: str,
+        revision: str,
+        network: Network,
+        tokenizer: PreTrainedTokenizerBase,
+        backend_reason: str,
+        adapters: Mapping[str, str] | None = None,
     ):
-        self.name, self.revision = name, revision
+        self.name, self.revision, self.base_revision = name, revision, revision
+        self.adapters, self.adapter = dict(adapters or {}), ""
         self.network, self.tokenizer, self.vision = network, tokenizer, getattr(network, "vision", None)
         self.backend, self.backend_reason = network.backend, backend_reason
         self.device, self.device_reason, self.dtype = network.device, network.device_reason, network.dtype
         self.context_length, self.parameter_count = network.context_length, network.parameter_count
+
+    def using(self, adapter: str) -> "ChatModel":
+        """The same network answering with `adapter`, "" for the base alone. Raises LabError for one it lacks."""
+        if adapter and adapter not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            raise LabError(f"{self.name} was loaded without an adapter {adapter!r}", f"it has {known}")
+        other = copy.copy(self)
+        other.adapter, other.revision = adapter, self.adapters.get(adapter, self.base_revision)
+        return other
 
     def prompt_ids(self, messages: Sequence[Message], **template: object) -> list[int]:
         """The token ids of `prompt_text`."""
@@ -106,7 +126,8 @@ class ChatModel:
         """
         ids, rows = self.prompt_ids(messages), self.network.rows()
         answer = self.answer(ids, sampling or Sampling(), self.constraint(grammar))
-        answer.take(rows.join(ids))
+        adapter = {"adapter": self.adapter} if self.adapter else {}
+        answer.take(rows.join(ids, **adapter))
         yield answer.piece()
         while not answer.finish_reason:
             answer.take(rows.step([answer.last])[0])
@@ -125,6 +146,7 @@ def write_first_run(pack: Pack, model: ChatModel, prompt: str, answer: Completio
         "Tokens": f"{answer.prompt_tokens} in, {answer.completion_tokens} out, ended by {answer.finish_reason}",
         "Model": model.name,
         "Revision": model.revision,
+        **({"Adapter": model.adapter} if model.adapter else {}),
         "Device": model.device,
         "Device reason": model.device_reason,
         "Backend": model.backend,
@@ -147,24 +169,46 @@ def load_chat_model(
     backend: str | None = None,
     rows: int = 8,
     revision: str = "",
+    adapter: str | Path = "",
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> ChatModel:
     """Load `model`: the embedded model's name, a folder with a transformers checkpoint, a GGUF file, or a hub id.
 
     `device` is auto, cpu, cuda or mps; `backend` is auto, transformers, onnx or llama.cpp (see `choose_backend`);
     None is the reference: transformers, and llama.cpp for a GGUF file.
-    `dtype` is a torch type's name, for onnx float32, int8 or int4. "auto" is int4 for onnx; else float32 on the CPU,
-    where 16-bit arithmetic is rarely faster, and the checkpoint's own type elsewhere. `rows` is the most answers at
-    once, for which llama.cpp takes its memory beforehand. `revision` is the hub's commit, tag or branch to load; local
-    weights have one revision, and must be that. No code from a hub is ever run.
-    Raises LabError for an absent device or backend, a path that is no model or another revision, or a hub that cannot
-    be reached.
+    `dtype` is a torch type's name, or int8, nf4 or nf4-dq by bitsandbytes; for onnx float32, int8 or int4. "auto" is
+    int4 for onnx; else float32 on the CPU, where 16-bit arithmetic is rarely faster, and the checkpoint's own type
+    elsewhere. `rows` is the most answers at once, for which llama.cpp takes its memory beforehand. `revision` is the
+    hub's commit, tag or branch to load; local weights have one revision, and must be that. No code from a hub is ever
+    run.
+    `adapter` is the folder of a LoRA adapter to answer with; `adapters` (name to folder) lie beside the base, which
+    answers until `using` says otherwise. Both need transformers.
+    Raises LabError for an absent device or backend, a path that is no model or another revision, a hub that cannot
+    be reached, or an adapter that does not fit.
     """
+    own = {Path(adapter).resolve().name: adapter} if adapter else {}
+    folders = {name: Path(folder).expanduser() for name, folder in {**(adapters or {}), **own}.items()}
+    loaded = _load_base(model, device, dtype, backend, rows, revision, bool(folders))
+    if not folders:
+        return loaded
+    from labkit.generation.adapters import adapter_revision, check_names
+
+    check_names(adapters or {}, loaded.name)
+    loaded.network.adapt(folders, loaded.revision)
+    loaded.adapters = {name: adapter_revision(folder, loaded.revision) for name, folder in folders.items()}
+    return loaded.using(*own) if own else loaded
+
+
+def _load_base(
+    model: str, device: str, dtype: str, backend: str | None, rows: int, revision: str, adapted: bool
+) -> ChatModel:
+    """See `load_chat_model`; `adapted` is a base on which adapters will be laid."""
     source = local_source(model)
     if source is not None and revision:
         _require_revision(source, revision)
     backend = backend or (LLAMA_CPP if source and source.is_file() else TRANSFORMERS)
     chosen = ONNX_DEVICE if (backend, device) == (ONNX, "auto") else choose_device(device)
-    picked = choose_backend(backend, source, chosen.name, dtype)
+    picked = choose_backend(backend, source, chosen.name, dtype, adapted)
     if picked.name == LLAMA_CPP:
         from labkit.generation.llama_cpp_network import load_llama_cpp
 

@@ -28,10 +28,11 @@ class Images:
 class Rows(Protocol):
     """The sequences under way. Rows join and leave between any two tokens."""
 
-    def join(self, ids: Sequence[int], images: Images | None = None) -> Tensor:
+    def join(self, ids: Sequence[int], images: Images | None = None, adapter: str = "") -> Tensor:
         """Add a row for the prompt `ids` as the last one, and return its next token's logits, shape (vocab,).
 
-        Only a model that came with a `Vision` is given images; the rows of other backends need not take them.
+        Only a model that came with a `Vision` is given images, and only one that was loaded with adapters the name of
+        one; the rows of other backends need not take them.
         """
 
     def step(self, tokens: Sequence[int]) -> Tensor:

@@ -13,22 +13,25 @@ Layers = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (rows, he
 
 
 class Prefixes:
-    """The beginnings of the last prompts, so that a system prompt that all requests share is read once."""
+    """The beginnings of the last prompts, so that a system prompt that all requests share is read once.
+
+    `adapter` is what read a prompt: keys and values that one adapter computed mean nothing to another, or to the base.
+    """
 
     def __init__(self):
-        self._kept: list[tuple[list[int], Layers]] = []
+        self._kept: list[tuple[str, list[int], Layers]] = []
 
-    def longest(self, ids: Sequence[int]) -> Layers:
+    def longest(self, ids: Sequence[int], adapter: str = "") -> Layers:
         """What is kept of the longest beginning of `ids`, all of it but the last token; empty when too short."""
-        shared = [(common(ids[:-1], kept), layers) for kept, layers in self._kept]
+        shared = [(common(ids[:-1], kept), layers) for reader, kept, layers in self._kept if reader == adapter]
         length, layers = max(shared, default=(0, []), key=lambda pair: pair[0])
         return [(k[:, :, :length], v[:, :, :length]) for k, v in layers] if length >= SHORTEST_PREFIX else []
 
-    def keep(self, ids: Sequence[int], layers: Layers) -> None:
+    def keep(self, ids: Sequence[int], layers: Layers, adapter: str = "") -> None:
         """Keep the newest; a beginning that a newer one holds whole is dropped, the oldest where there is no room."""
-        others = [pair for pair in self._kept if common(ids, pair[0]) < len(pair[0])]
-        kept = [(list(ids), layers), *others][:KEPT_PREFIXES]
-        room = sum(size <= KEPT_BYTES for size in accumulate(_bytes(layers) for _, layers in kept))
+        others = [held for held in self._kept if held[0] != adapter or common(ids, held[1]) < len(held[1])]
+        kept = [(adapter, list(ids), layers), *others][:KEPT_PREFIXES]
+        room = sum(size <= KEPT_BYTES for size in accumulate(_bytes(layers) for *_, layers in kept))
         self._kept = kept[: max(1, room)]
 
 

@@ -1,9 +1,11 @@
 """The reference backend: any causal model that transformers loads, on the device that was chosen."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -14,10 +16,19 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from labkit.environment import Device
+from labkit.generation.backends import BITSANDBYTES, require_transformers_dtype
 from labkit.generation.batch import Batch
+from labkit.generation.bits import (
+    import_bitsandbytes,
+    keep_odd_sizes_unpacked,
+    number_format,
+    quantization_config,
+    require_bitsandbytes,
+)
 from labkit.generation.prefixes import Prefixes
 
 if TYPE_CHECKING:
+    from labkit.generation.adapters import Adapters
     from labkit.generation.vision import Vision
 
 SEEING = ("qwen2_vl",)  # model types, as a checkpoint's config.json names them
@@ -40,29 +51,53 @@ class TransformersNetwork:
     ):
         self.model, self.vision = model, vision
         self.device, self.device_reason = model.device.type, device_reason
-        self.dtype = str(model.dtype).removeprefix("torch.")
+        self.dtype = number_format(model)
         self.context_length = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2048))
         self.vocabulary = int(model.config.get_text_config().vocab_size)
-        self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
+        self.parameter_count = model.num_parameters()  # of the base; of 4-bit weights, which are packed, each one
         end = model.generation_config.eos_token_id
         end = tokenizer.eos_token_id if end is None else end
         self.end_ids = frozenset([end] if isinstance(end, int) else end or ())
         self._prefixes = Prefixes()
+        self._adapters: Adapters | None = None
+
+    def adapt(self, folders: Mapping[str, Path], base_revision: str) -> None:
+        """Lay adapters (name to folder) beside the weights. Raises LabError (see `Adapters`)."""
+        with contextlib.suppress(ImportError):
+            import_bitsandbytes()  # peft does, where it is installed
+        from labkit.generation.adapters import Adapters
+
+        self._adapters = Adapters(self.model, folders, base_revision)
 
     def rows(self) -> Batch:
-        return Batch(self.model, self._prefixes)
+        return Batch(self.model, self._prefixes, self._adapters)
 
 
 def load_transformers(
     source: Path | str, tokenizer: PreTrainedTokenizerBase, dtype: str, device: Device, pin: Mapping[str, str]
 ) -> TransformersNetwork:
-    """Load a folder's or a hub's checkpoint, of which `pin` may name the revision; raises what transformers raises."""
+    """Load a folder's or a hub's checkpoint, of which `pin` may name the revision; raises what transformers raises.
+
+    `dtype` is a torch type, or a format of bitsandbytes, whose other weights are float32 on a CPU, where bitsandbytes
+    is slower beside 16-bit ones, and of the checkpoint's own type elsewhere. Raises LabError for any other, and where
+    bitsandbytes is absent or does not run on the device.
+    """
+    require_transformers_dtype(dtype)
     transformers_logging.disable_progress_bar()  # a bar for loading 9 MB is only noise in a log
-    dtype = "float32" if dtype == "auto" and device.name == "cpu" else dtype
+    bits = dtype if dtype in BITSANDBYTES else ""
+    dtype = "auto" if bits else dtype
+    how = {"dtype": "float32" if dtype == "auto" and device.name == "cpu" else dtype, "trust_remote_code": False, **pin}
     vision = _vision(source, tokenizer, pin)
     kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
-    weights = kind.from_pretrained(source, dtype=dtype, trust_remote_code=False, **pin)
-    return TransformersNetwork(weights.to(device.name).eval(), tokenizer, device.reason, vision)
+    if not bits:
+        weights = kind.from_pretrained(source, **how).to(device.name)
+    else:
+        require_bitsandbytes(bits, device.name)
+        compute = torch.float32 if device.name == "cpu" else torch.bfloat16
+        quantized = quantization_config(bits, compute)
+        weights = kind.from_pretrained(source, **how, quantization_config=quantized, device_map={"": device.name})
+        keep_odd_sizes_unpacked(weights)
+    return TransformersNetwork(weights.eval(), tokenizer, device.reason, vision)
 
 
 def _vision(source: Path | str, tokenizer: PreTrainedTokenizerBase, pin: Mapping[str, str]) -> "Vision | None":

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from labkit.errors import LabError
-from labkit.serving.contract import Limits, ServerSettings
+from labkit.serving.contract import Limits, ServerSettings, named_adapters
 from labkit.serving.process import serve
 
 
@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--backend", default=ServerSettings.backend)
     parser.add_argument("--dtype", default=ServerSettings.dtype)
     parser.add_argument("--revision", default=ServerSettings.revision)
+    parser.add_argument("--adapter", action="append", default=[])
     parser.add_argument("--proof", type=Path)
     parser.add_argument("--hourly", type=float, default=0.0)
     for limit in fields(Limits):
@@ -27,7 +28,8 @@ def main() -> int:
     try:
         limits = Limits(**{limit.name: values.pop(limit.name) for limit in fields(Limits)})
         proof, hourly_usd = values.pop("proof"), values.pop("hourly")
-        serve(ServerSettings(**values, limits=limits), proof=proof, hourly_usd=hourly_usd)
+        adapters = named_adapters(values.pop("adapter"))
+        serve(ServerSettings(**values, limits=limits, adapters=adapters), proof=proof, hourly_usd=hourly_usd)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

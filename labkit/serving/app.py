@@ -26,7 +26,7 @@ from labkit.serving.document import describe
 from labkit.serving.gate import DEADLINE, RECORD, Gate, Metrics, Record, disconnected, going_down, internal
 from labkit.serving.jobs import LATE, Admission, Job, Mailbox
 from labkit.serving.plan import Plan, Planner
-from labkit.serving.reading import read_request
+from labkit.serving.reading import read_request, unknown_model
 from labkit.serving.scheduler import Scheduler
 from labkit.serving.schema import (
     ChatCompletion,
@@ -42,7 +42,7 @@ from labkit.serving.schema import (
 log = logging.getLogger("labkit.serving")
 
 SHORT_BODY = 4096  # bytes; a plain request up to here is read sooner than another thread is woken for it
-MODEL_FACTS = ("revision", "device", "dtype", "backend", "backend_reason")  # beside its name, at /health
+MODEL_FACTS = ("revision", "device", "dtype", "backend", "backend_reason", "adapters")  # beside its name, at /health
 STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -75,7 +75,8 @@ def create_app(chat_model: ChatModel, settings: ServerSettings) -> FastAPI:
 
 def _add_information(app: FastAPI, model: ChatModel) -> None:
     settings, scheduler, created = app.state.settings, app.state.scheduler, int(time.time())
-    card = {"id": model.name, "object": "model", "created": created, "owned_by": "labkit"}
+    names = [model.name, *model.adapters]
+    cards = {name: {"id": name, "object": "model", "created": created, "owned_by": "labkit"} for name in names}
 
     @app.get("/health", response_model=Health, responses={503: {"description": "not ready; `status` says why"}})
     async def health(response: Response) -> dict:
@@ -102,13 +103,13 @@ def _add_information(app: FastAPI, model: ChatModel) -> None:
 
     @app.get("/v1/models", response_model=ModelList, responses=refusals())
     async def models() -> dict:
-        return {"object": "list", "data": [card]}
+        return {"object": "list", "data": list(cards.values())}
 
     @app.get("/v1/models/{name:path}", response_model=ModelCard, responses=refusals(404))
     async def one_model(name: str) -> dict:
-        if name != model.name:
-            raise Refusal("model_not_found", f"the model {name!r} is not served here; this server has {model.name}")
-        return card
+        if name not in cards:
+            raise unknown_model(name, names)
+        return cards[name]
 
 
 def _add_answers(app: FastAPI, maker: "Maker") -> None:
@@ -122,7 +123,7 @@ def _add_answers(app: FastAPI, maker: "Maker") -> None:
             if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
                 raise Refusal("unsupported_media_type", "send the body with the header Content-Type: application/json")
             try:
-                asked = read_request(kind, await request.body(), app.state.model.name, maker.limits)
+                asked = read_request(kind, await request.body(), maker.models, maker.limits)
                 return await _unless_gone(request, maker.response(asked, form, request.scope))
             except HTTPException:
                 raise
@@ -146,6 +147,7 @@ class Maker:
 
     def __init__(self, model: ChatModel, settings: ServerSettings, scheduler: Scheduler):
         self._model, self._settings, self.limits, self._scheduler = model, settings, settings.limits, scheduler
+        self.models = (model.name, *model.adapters)
         self._planner = Planner(model, self.limits, settings.output_filter)
         self._admission = Admission(self.limits)
         self._mailbox: Mailbox | None = None
@@ -167,7 +169,9 @@ class Maker:
             self._mailbox = Mailbox(loop)
         job = Job(wanted, self._scheduler, self._admission, self._mailbox, deadline, bool(asked.stream))
         tokens = sum(len(ids) for ids in plan.prompts)
-        reply = Reply(form, self._model.name, self._model.revision, drafts, tokens, asked.include_usage)
+        name = asked.model or self._model.name
+        revision = self._model.adapters.get(name, self._model.revision)
+        reply = Reply(form, name, revision, drafts, tokens, asked.include_usage)
         await job.start()
         if asked.stream:
             return EventStream(job, _recorded(reply, record, reply.events(job, internal)))

@@ -6,6 +6,7 @@ the server does not do. What a request may say is in schema.py.
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,8 @@ class Limits:
 class ServerSettings:
     """How one server runs. `model`, `device`, `backend`, `dtype` and `revision` are what `load_chat_model` takes.
 
+    `adapters` are (name, folder): a request that asks for the model of that name is answered with that adapter.
+
     With `api_keys` every path but /health and /livez asks for one of them; `serve` takes them from LABKIT_API_KEY and
     from a file. With `log_prompts` the log holds the prompts too. An answer in which the regular expression
     `output_filter` is found is kept in, and its finish_reason is content_filter.
@@ -120,6 +123,7 @@ class ServerSettings:
     backend: str = "auto"
     dtype: str = "auto"
     revision: str = ""
+    adapters: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
         try:
@@ -142,6 +146,18 @@ class ServerSettings:
             return self.host == "localhost"
 
 
+def named_adapters(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """NAME=PATH of each text, as `ServerSettings.adapters`. Raises LabError for another text or a name given twice."""
+    pairs = [text.partition("=") for text in texts]
+    for text, (name, _, folder) in zip(texts, pairs, strict=True):
+        if not name or not folder:
+            raise LabError(f"--adapter {text} is not NAME=PATH", "for example --adapter refunds=adapters/refunds")
+    names = [name for name, *_ in pairs]
+    if doubled := next((name for name in names if names.count(name) > 1), None):
+        raise LabError(f"two adapters are called {doubled}", "give each --adapter another name")
+    return tuple((name, folder) for name, _, folder in pairs)
+
+
 def contract_document(settings: ServerSettings, model: "ChatModel") -> dict:
     """The content of service_contract.json for a server with `settings` that serves `model`.
 
@@ -156,6 +172,7 @@ def contract_document(settings: ServerSettings, model: "ChatModel") -> dict:
         "revision": model.revision,
         "backend": model.backend,
         "dtype": model.dtype,
+        "adapters": model.adapters,
         "endpoint": {
             "base_url": settings.base_url,
             "health": "GET /health",
@@ -171,8 +188,8 @@ def contract_document(settings: ServerSettings, model: "ChatModel") -> dict:
             "choices[0].finish_reason": "stop (the model ended or a stop text came), length (max_tokens reached), "
             "tool_calls, or content_filter",
             "usage": "prompt_tokens, completion_tokens and total_tokens, counted by the model's tokenizer",
-            "model": "the served model's name",
-            "system_fingerprint": "the served model's revision",
+            "model": "the name of the model, or the adapter, that answered",
+            "system_fingerprint": "its revision; an adapter's is the base's, +, and its own",
             "error": "only on a refusal: message, type, param and code",
         },
         "errors": errors,

@@ -22,7 +22,7 @@ def describe(app: FastAPI, model: ChatModel, limits: Limits) -> None:
     kinds = [(kind, "validation") for kind in (ChatRequest, CompletionRequest, ErrorBody)]
     _, more = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
     for kind in ("ChatRequest", "CompletionRequest"):
-        _tell_limits(more["$defs"][kind]["properties"], model.name, limits)
+        _tell_limits(more["$defs"][kind]["properties"], [model.name, *model.adapters], limits)
     _tell_rules(more["$defs"])
     if style_of(model.tokenizer.chat_template) is None:
         _without_tools(more["$defs"])
@@ -42,8 +42,8 @@ def _tell_key(document: dict, asked_for: bool) -> None:
             method["responses"].pop("401", None)
 
 
-def _tell_limits(fields: dict[str, Schema], model: str, limits: Limits) -> None:
-    _narrow(fields["model"], string={"const": model})
+def _tell_limits(fields: dict[str, Schema], models: list[str], limits: Limits) -> None:
+    _narrow(fields["model"], string={"enum": models})
     _narrow(fields["n"], integer={"maximum": limits.concurrency})
     for name in fields.keys() & {"max_tokens", "max_completion_tokens"}:
         _narrow(fields[name], integer={"maximum": limits.max_output_tokens})

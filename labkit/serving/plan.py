@@ -53,6 +53,7 @@ class Planner:
 
     def orders(self, asked: Decoding, plan: "Plan") -> tuple[list[Wanted], list[Draft | FilteredDraft]]:
         """The answers that the plan makes, `n` for each prompt with a seed each, and what becomes of their texts."""
+        adapter = asked.model if asked.model in self._model.adapters else ""
         wanted = [
             Wanted(
                 ids,
@@ -60,6 +61,7 @@ class Planner:
                 plan.constraint and plan.constraint.fresh(),
                 plan.kept,
                 plan.images,
+                adapter,
             )
             for ids, sampling in zip(plan.prompts, plan.samplings, strict=True)
             for at in range(asked.n or 1)

@@ -146,6 +146,7 @@ def load_model(settings: ServerSettings):
             settings.backend,
             settings.limits.concurrency,
             settings.revision,
+            adapters=dict(settings.adapters),
         )
     except (LabError, MemoryError, RuntimeError) as error:
         cause = error.__cause__ or error

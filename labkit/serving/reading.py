@@ -1,5 +1,6 @@
 """A body as a request that this server will honour in every parameter, or the refusal that says why not."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -13,15 +14,17 @@ BRANCHES = ("str", "NamedTool")
 Asked = TypeVar("Asked", bound=Decoding)
 
 
-def read_request(kind: type[Asked], body: bytes, model: str, limits: Limits) -> Asked:
-    """`body` as a request that this server will honour in every parameter. Raises Refusal for anything else."""
+def read_request(kind: type[Asked], body: bytes, models: Sequence[str], limits: Limits) -> Asked:
+    """`body` as a request that this server, which has `models`, will honour in every parameter.
+
+    Raises Refusal for anything else.
+    """
     try:
         asked = kind.model_validate_json(body)
     except ValidationError as error:
         raise _refusal(error) from None
-    if asked.model is not None and asked.model != model:
-        text = f"the model {asked.model[:100]!r} is not served here; this server has {model}"
-        raise Refusal("model_not_found", text, "model")
+    if asked.model is not None and asked.model not in models:
+        raise unknown_model(asked.model, models, "model")
     if (asked.wanted_tokens or 0) > limits.max_output_tokens:
         name = "max_tokens" if asked.max_tokens else "max_completion_tokens"
         raise Refusal(
@@ -32,6 +35,11 @@ def read_request(kind: type[Asked], body: bytes, model: str, limits: Limits) -> 
         text = f"{answers} answers are asked for; this server makes at most {limits.concurrency} at once"
         raise Refusal("invalid_value", text, "prompt" if answers > (asked.n or 1) else "n")
     return asked
+
+
+def unknown_model(name: str, models: Sequence[str], where: str | None = None) -> Refusal:
+    text = f"the model {name[:100]!r} is not served here; this server has {', '.join(models)}"
+    return Refusal("model_not_found", text, where)
 
 
 def _refusal(error: ValidationError) -> Refusal:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -76,14 +76,19 @@ def start_server(
     timeout: float = 90,
     api_key: str = "",
     backend: str = "auto",
+    dtype: str = "auto",
+    adapters: Mapping[str, Path] | None = None,
 ) -> ServerHandle:
     """Start `labkit serve` as a child process and return when its /health is ok, within `timeout` seconds.
 
     The child's output goes to `log` (default .labkit/server-<port>.log); its key is `api_key`, else LABKIT_API_KEY.
+    `adapters` (name to folder) are served beside the model, which then runs through transformers.
     Raises LabError with the child's own reason when it does not come up; then nothing is left running.
     """
     keys = (api_key,) if api_key else ()
-    settings = with_keys(ServerSettings(model, host, port, device, limits or Limits(), keys, backend=backend))
+    beside = tuple((name, str(folder)) for name, folder in (adapters or {}).items())
+    how = {"backend": backend, "dtype": dtype, "adapters": beside}
+    settings = with_keys(ServerSettings(model, host, port, device, limits or Limits(), keys, **how))
     claim_port(host, port).close()
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     key = next(iter(settings.api_keys), "")
@@ -256,7 +261,8 @@ def _options(settings: ServerSettings) -> list[str]:
     names = ("model", "host", "port", "device", "backend", "dtype", "revision")
     values = {name: getattr(settings, name) for name in names}
     values.update(asdict(settings.limits))
-    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    adapters = [f"--adapter={name}={folder}" for name, folder in settings.adapters]
+    return [*(f"--{name.replace('_', '-')}={value}" for name, value in values.items()), *adapters]
 
 
 def _wait_until_healthy(process: subprocess.Popen, ask: Callable[[], dict | None], log: Path, timeout: float) -> dict:

@@ -37,13 +37,15 @@ Item = Piece | Completion | Exception  # an order's last item is one of the latt
 @dataclass(frozen=True)
 class Wanted:
     """One answer that a request asks for: the prompt's token ids, how to decode, what keeps it to a form, a marker that
-    stays in the text although it may be a special token, and the images of the prompt."""
+    stays in the text although it may be a special token, the images of the prompt, and the adapter that answers, ""
+    for the base alone."""
 
     ids: Sequence[int]
     sampling: Sampling
     constraint: Constraint | None = None
     kept: str = ""
     images: Images | None = None
+    adapter: str = ""
 
 
 @dataclass(eq=False)
@@ -168,7 +170,8 @@ class Scheduler:
             wanted = order.wanted
             answer = self._model.answer(wanted.ids, wanted.sampling, wanted.constraint, wanted.kept)
             images = (wanted.images,) if wanted.images else ()
-            logits = self._batch.join(wanted.ids, *images)
+            adapter = {"adapter": wanted.adapter} if wanted.adapter else {}
+            logits = self._batch.join(wanted.ids, *images, **adapter)
         except BaseException as error:  # a panic in a library's Rust is no Exception
             _end(order, _told(error))
             return

@@ -156,7 +156,7 @@ Format = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator
 class Decoding(Strict):
     """What the two kinds of requests share."""
 
-    model: str | None = Field(None, description="optional; the served model's name")
+    model: str | None = Field(None, description="optional; the served model's name, or an adapter's")
     max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1), WHOLE] | None = Field(
         None, description="most tokens to answer with; default: the output limit"
     )
@@ -394,5 +394,6 @@ class Health(BaseModel):
     dtype: str
     backend: str
     backend_reason: str
+    adapters: dict[str, str] = Field(description="each adapter's name, and its revision with the base's")
     running: int
     waiting: int

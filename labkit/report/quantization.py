@@ -1,0 +1,50 @@
+"""Number formats in the terminal."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from labkit.adaptation.quantization import FormatRow
+from labkit.report.tables import plain_table, wrapping_table
+
+NOTES = """\
+KL and top-1 are against float32 on the same held-out tokens; judge a format by them, not by perplexity, which may fall
+by chance. The peak is that of the process without what Python and the libraries take. `labkit memory` predicts with the
+weights that a format leaves alone in 16 bit: on a CPU bitsandbytes keeps them in 32."""
+
+
+def print_formats(rows: Sequence[FormatRow], console: Console | None = None) -> None:
+    """A line for each format that was run, and why the others were not."""
+    console = console or Console(highlight=False)
+    table = plain_table("format", "on", "MB", "predicted", "peak MB", "tok/s", "first ms", "perplexity", "KL", "top-1")
+    for row in rows:
+        if not row.not_run:
+            table.add_row(*map(Text, _cells(row)))
+    console.print(table)
+    scored = next((row.scored_tokens for row in rows if row.scored_tokens), 0)
+    console.print(f"{scored} tokens of held-out answers were scored. {NOTES}", markup=False)
+    if missed := [row for row in rows if row.not_run]:
+        reasons = wrapping_table("not run", "why")
+        for row in missed:
+            reasons.add_row(Text(row.format), Text(row.not_run))
+        console.print(reasons)
+
+
+def _cells(row: FormatRow) -> list[str]:
+    return [
+        row.format,
+        row.device,
+        _megabytes(row.size_bytes),
+        _megabytes(row.predicted_bytes),
+        _megabytes(row.own_peak_bytes),
+        f"{row.tokens_per_second:.0f}",
+        f"{row.first_token_seconds * 1000:.1f}",
+        f"{row.perplexity:.4f}",
+        f"{row.kl:.1e}",
+        f"{row.top1_agreement:.2%}",
+    ]
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:,.2f}"
