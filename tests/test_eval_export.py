@@ -199,5 +199,5 @@ def test_an_export_that_makes_no_sense_is_refused(tmp_path):
     ):
         assert message in str(CliRunner().invoke(app, ["eval", *words]).exception)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(LabError, match="could not write promptfooconfig.yaml"):
+    with pytest.raises(LabError, match=r"could not write promptfooconfig\.yaml"):
         write_promptfoo(exported(load_cases()[:1]), tmp_path / "file")
