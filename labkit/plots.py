@@ -10,11 +10,13 @@ import math
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from labkit.environment import unwatched
+from labkit.errors import LabError
 from labkit.evaluation.compare import Comparison
 from labkit.evidence import finite
 from labkit.levers.table import LeverTable
@@ -191,31 +193,42 @@ def failure_table(summary: Mapping) -> Plot:
     return figure
 
 
-def case_changes(comparison: Comparison) -> Plot:
-    """Fixed cases to the right and broken ones to the left, for each risk."""
-    by_risk = comparison.by_risk()
-    figure = Plot(7.0, 0.5 * len(by_risk) + 1.6)
-    axes = figure.subplots()
-    fixed = axes.barh(list(by_risk), [row["fixed"] for row in by_risk.values()], color=BLUE, label="fixed")
-    broken = axes.barh(
-        list(by_risk),
-        [-row["broken"] for row in by_risk.values()],
-        color=ORANGE,
-        hatch="//",
-        edgecolor="white",
-        label="broken",
-    )
-    for bars, name in ((fixed, "fixed"), (broken, "broken")):
-        axes.bar_label(bars, [str(row[name] or "") for row in by_risk.values()], padding=3)
+def case_changes(*comparisons: Comparison) -> Plot:
+    """Fixed cases to the right and broken ones to the left, for each risk: one panel for each comparison."""
+    tables = [comparison.by_risk() for comparison in comparisons]
+    heights = [0.5 * len(table) + 1.6 for table in tables]
+    figure = Plot(7.0, sum(heights))
+    panels = figure.subplots(len(tables), squeeze=False, height_ratios=heights)[:, 0]
+    widest = max([1, *(max(row["fixed"], row["broken"]) for table in tables for row in table.values())])
+    for axes, comparison, table in zip(panels, comparisons, tables, strict=True):
+        _draw_changes(axes, comparison, table)
+        axes.set_xlim(-widest - 1, widest + 1)
+    return figure
+
+
+def _draw_changes(axes, comparison: Comparison, by_risk: Mapping[str, Mapping[str, int]]) -> None:
+    looks = {"fixed": {"color": BLUE}, "broken": {"color": ORANGE, "hatch": "//", "edgecolor": "white"}}
+    for name, sign in (("fixed", 1), ("broken", -1)):
+        counts = [row[name] for row in by_risk.values()]
+        bars = axes.barh(list(by_risk), [sign * count for count in counts], label=name, **looks[name])
+        axes.bar_label(bars, [str(count or "") for count in counts], padding=3)
     axes.axvline(0, color="black", linewidth=0.8)
-    widest = max([1, *(max(row["fixed"], row["broken"]) for row in by_risk.values())])
-    axes.set_xlim(-widest - 1, widest + 1)
     axes.invert_yaxis()
     _whole_numbers(axes, "x")
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-    axes.set(xlabel="cases whose verdict changed", title=f"{comparison.after} against {comparison.before}")
+    setting = f"\n{textwrap.fill(comparison.setting, 70)}" if comparison.setting else ""
+    axes.set(xlabel="cases whose verdict changed", title=f"{comparison.after} against {comparison.before}{setting}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return figure
+
+
+def save_plot(figure: Plot, path: Path) -> None:
+    """Write the picture; the file's name says in which format. Raises LabError for a format or a place that is none."""
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise LabError(
+            f"{path.name} cannot be drawn: {error}", "give a .png or .svg file in a folder that is there"
+        ) from None
 
 
 def latency_plot(benchmark: Mapping) -> Plot:

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from labkit.cli import app
 from labkit.errors import LabError
-from labkit.evaluation.compare import Run, compare_runs, mcnemar, pass_rates, read_run, wilson_interval
+from labkit.evaluation.compare import Run, compare_runs, mcnemar, pass_rates, read_run, speeds, wilson_interval
 from labkit.evaluation.records import RESULT_COLUMNS
 from labkit.evidence import Pack
 from labkit.plots import case_changes
@@ -131,6 +131,75 @@ def test_the_command_shows_what_changed_and_a_regression_is_exit_1(tmp_path):
     better = CliRunner().invoke(app, ["compare", str(before), str(before), "--json"])
     assert better.exit_code == 0
     assert '"sentence": "0 fixed, 0 broken of 4: no verdict changed."' in better.output
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "setting"),
+    [
+        ({"levers": "plain"}, {"levers": "plain"}, ""),
+        ({"levers": "plain"}, {"levers": "schema"}, "schema: none -> schema"),
+        ({"levers": "prompt a 1"}, {"levers": "prompt a 2"}, "prompt: prompt a 1 -> prompt a 2"),
+        ({"levers": "rag bm25 + schema"}, {"levers": "schema"}, "rag: rag bm25 -> none"),
+        ({"model": "m", "revision": "1"}, {"model": "n", "revision": "2"}, "model: m -> n"),
+        ({"quantization": "float32"}, {"quantization": "int8"}, "quantization: float32 -> int8"),
+        ({}, {"levers": "schema", "model": "m"}, ""),
+    ],
+)
+def test_what_was_set_otherwise_is_named(before, after, setting):
+    found = compare_runs(Run("base", rows("PF", **before)), Run("new", rows("PF", **after)))
+    assert found.setting == setting
+    assert found.as_dict()["setting"] == setting
+
+
+def test_two_changes_at_once_cannot_be_told_apart():
+    first, second = ({"levers": "plain"}, {"levers": "prompt a 1 + schema", "temperature": "0.0"})
+    found = compare_runs(Run("base", rows("PF", **first)), Run("new", rows("PF", **second)))
+    assert found.setting.endswith("2 things were changed at once: what each of them did cannot be told.")
+
+
+def test_speed_is_told_of_all_cases_and_of_those_that_must_be_a_form():
+    slow = rows("PF", completion_tokens="30", latency_ms="300.0")
+    slow["case_1"] |= {"check": "json_schema:refund_form", "latency_ms": "100.0"}
+    told = speeds([Run("slow", slow), Run("old", rows("PF"))])
+    assert told == [
+        {"run": "slow", "tokens_per_second": 150.0, "of_forms": 300.0},
+        {"run": "old", "tokens_per_second": None, "of_forms": None},
+    ]
+
+
+def test_the_page_names_the_setting_and_the_speeds(tmp_path):
+    before = pack(tmp_path / "base", "PF", levers="plain", completion_tokens="10", latency_ms="100")
+    after = pack(tmp_path / "new", "PF", levers="schema", completion_tokens="10", latency_ms="200")
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(app, ["compare", str(before), str(after), "--html", str(page)])
+    assert done.exit_code == 0, done.output
+    html = page.read_text(encoding="utf-8")
+    for words in ("Changed: schema: none -&gt; schema", "100.0", "50.0"):
+        assert words in html
+    assert "changed: schema: none -> schema" in done.output
+
+
+def test_a_run_of_an_older_version_is_still_compared(tmp_path):
+    """Without the columns that came later: repeat, levers, settings."""
+    columns = RESULT_COLUMNS[: RESULT_COLUMNS.index("backend")]
+    for name, verdicts in (("old", "PF"), ("new", "PP")):
+        kept = [{key: row[key] for key in columns} for row in rows(verdicts).values()]
+        Pack(tmp_path / name, "local_cpu").write_csv("eval_results.csv", kept, columns, "13.2")
+    found = compare_runs(read_run(tmp_path / "old"), read_run(tmp_path / "new"))
+    assert (found.ids("fixed"), found.setting) == (("case_1",), "")
+
+
+def test_a_picture_that_cannot_be_drawn_is_told(tmp_path):
+    before = pack(tmp_path / "base", "PF")
+    for name in ("plot.xyz", "nowhere/plot.png"):
+        done = CliRunner().invoke(app, ["compare", str(before), str(before), "--plot", str(tmp_path / name)])
+        assert "cannot be drawn" in str(done.exception)
+
+
+def test_each_comparison_has_its_panel():
+    figure = case_changes(compared("PPFF", "PFPF"), compared("PPFF", "PPPP"))
+    assert [len(axes.patches) for axes in figure.axes] == [4, 4]
+    assert len({axes.get_xlim() for axes in figure.axes}) == 1
 
 
 def test_the_plot_shows_broken_cases_to_the_left():

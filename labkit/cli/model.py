@@ -141,11 +141,12 @@ def evaluate(
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="packs, or eval_results.csv files; the first is the baseline")],
     html: Annotated[Path | None, typer.Option(help="also write this HTML file")] = None,
+    plot: Annotated[Path | None, typer.Option(help="also draw the changed cases by risk into this PNG or SVG")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Set evaluations of the same cases side by side: fixed, broken, still failing; exit 1 when a case was broken."""
-    from labkit.evaluation.compare import compare_runs, pass_rates, read_run
-    from labkit.report.evaluation import print_changes, print_pass_rates
+    from labkit.evaluation.compare import compare_runs, pass_rates, read_run, speeds
+    from labkit.report.evaluation import print_changes, print_pass_rates, print_speeds
     from labkit.report.page import write_comparison
 
     if len(runs) < 2:
@@ -153,13 +154,20 @@ def compare(
     baseline, *others = read = [read_run(path) for path in runs]
     comparisons, rates = [compare_runs(baseline, other) for other in others], pass_rates(read)
     if html:
-        write_comparison(comparisons, rates, html)
+        write_comparison(comparisons, rates, html, speeds(read))
+    if plot:
+        from labkit.plots import case_changes, save_plot
+
+        save_plot(case_changes(*comparisons), plot)
     if as_json:
-        print_json({"comparisons": [found.as_dict() for found in comparisons], "pass_rates": rates})
+        print_json(
+            {"comparisons": [found.as_dict() for found in comparisons], "pass_rates": rates, "speeds": speeds(read)}
+        )
     else:
         for found in comparisons:
             print_changes(found)
         print_pass_rates(rates)
+        print_speeds(speeds(read))
     raise typer.Exit(int(any(found.ids("broken") for found in comparisons)))
 
 

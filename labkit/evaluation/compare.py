@@ -4,16 +4,18 @@ An average hides a case that used to pass and now fails. Here every case is pair
 counts is only called better or worse where chance alone would rarely make it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import comb, sqrt
 from pathlib import Path
 
 from labkit.errors import LabError
-from labkit.evidence import read_csv
+from labkit.evaluation.checks import JSON_FORM
+from labkit.evidence import finite, read_csv
 
 RESULTS = "eval_results.csv"
 NEEDED = ("case_id", "risk", "check", "output", "pass", "notes")
+SETTINGS = ("model", "revision", "backend", "quantization", "levers", "max_tokens", "temperature", "top_p")
 CHANCE = 0.05  # a difference that chance alone makes more often than this is not called one
 SHOWN_CHARACTERS = 120
 CHANGES = {
@@ -36,6 +38,12 @@ class Run:
     def passed(self, case_id: str) -> bool:
         return self.rows[case_id]["pass"] == "true"
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """How the run was made, as far as it is recorded: older runs have fewer columns."""
+        row = next(iter(self.rows.values()))
+        return {name: row[name] for name in SETTINGS if row.get(name)}
+
 
 @dataclass(frozen=True)
 class Change:
@@ -50,16 +58,36 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """Something that was set otherwise: one of SETTINGS, or a kind of lever (prompt, rag, schema); "none" without."""
+
+    what: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """`after` against `before`. `p_value` is McNemar's exact test on the cases whose verdict changed."""
+    """`after` against `before`. `p_value` is McNemar's exact test on the cases whose verdict changed; `differences`
+    are what was set otherwise, as far as both runs record it."""
 
     before: str
     after: str
     changes: tuple[Change, ...]
     p_value: float
+    differences: tuple[Difference, ...] = ()
 
     def ids(self, change: str) -> tuple[str, ...]:
         return tuple(found.case_id for found in self.changes if found.change == change)
+
+    @property
+    def setting(self) -> str:
+        """What was set otherwise, in one sentence; empty where nothing that is recorded was."""
+        told = "; ".join(f"{found.what}: {found.before} -> {found.after}" for found in self.differences)
+        if len(self.differences) < 2:
+            return told
+        count = len(self.differences)
+        return f"{told}. {count} things were changed at once: what each of them did cannot be told."
 
     @property
     def sentence(self) -> str:
@@ -84,7 +112,7 @@ class Comparison:
         return table
 
     def as_dict(self) -> dict:
-        return {**asdict(self), "by_risk": self.by_risk(), "sentence": self.sentence}
+        return {**asdict(self), "by_risk": self.by_risk(), "setting": self.setting, "sentence": self.sentence}
 
 
 def read_run(path: Path) -> Run:
@@ -124,7 +152,32 @@ def compare_runs(before: Run, after: Run) -> Comparison:
     changes = tuple(_change(row, before, after) for row in before.rows.values())
     fixed = sum(found.change == "fixed" for found in changes)
     broken = sum(found.change == "broken" for found in changes)
-    return Comparison(before.label, after.label, changes, mcnemar(fixed, broken))
+    found = tuple(differences(before.settings, after.settings))
+    return Comparison(before.label, after.label, changes, mcnemar(fixed, broken), found)
+
+
+def differences(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[Difference]:
+    """What two runs set otherwise. Another model has another revision, which is no second change."""
+    for what in SETTINGS:
+        one, other = before.get(what), after.get(what)
+        if one is None or other is None or one == other:
+            continue
+        if what == "levers":
+            yield from _lever_differences(_levers(one), _levers(other))
+        elif what != "revision" or before.get("model") == after.get("model"):
+            yield Difference(what, one, other)
+
+
+def _levers(label: str) -> dict[str, str]:
+    """The label of a run's levers, such as "prompt desk 1 + schema", by kind."""
+    return {lever.partition(" ")[0]: lever for lever in label.split(" + ") if lever != "plain"}
+
+
+def _lever_differences(before: dict[str, str], after: dict[str, str]) -> Iterator[Difference]:
+    for kind in dict.fromkeys([*before, *after]):
+        one, other = before.get(kind, "none"), after.get(kind, "none")
+        if one != other:
+            yield Difference(kind, one, other)
 
 
 def _same_cases(before: Run, after: Run) -> None:
@@ -180,3 +233,23 @@ def pass_rates(runs: Sequence[Run]) -> list[dict]:
             low, high = wilson_interval(passed, len(ids))
             rows.append({"run": run.label, "risk": risk, "passed": passed, "total": len(ids), "low": low, "high": high})
     return rows
+
+
+def speeds(runs: Sequence[Run]) -> list[dict]:
+    """For each run the tokens in a second of a request, of all cases and of those that must be a JSON form: the price
+    of keeping them to its schema. None where a run does not record it. Runs with as many requests at once compare."""
+    return [
+        {
+            "run": run.label,
+            "tokens_per_second": _speed(run.rows.values()),
+            "of_forms": _speed(row for row in run.rows.values() if JSON_FORM in row["check"]),
+        }
+        for run in runs
+    ]
+
+
+def _speed(rows: Iterable[Mapping[str, str]]) -> float | None:
+    pairs = [(finite(row.get("completion_tokens")), finite(row.get("latency_ms"))) for row in rows]
+    known = [(tokens, latency) for tokens, latency in pairs if tokens and latency]
+    total = sum(latency for _, latency in known)
+    return round(1000 * sum(tokens for tokens, _ in known) / total, 1) if total else None

@@ -105,7 +105,6 @@ class _Endpoint:
         self._client, self._root, self._streams = client, root, True
 
     def ask(self, asked: Asked, sampling: Sampling) -> Reply:
-        import httpx2
         import openai
 
         body = _body(self.model, asked, sampling)
@@ -114,9 +113,6 @@ class _Endpoint:
             return streamed or self._whole(body)
         except openai.OpenAIError as error:
             what = f"the server at {self._root} refused a case: {error}"
-            raise LabError(what, "look at the server's log") from error
-        except httpx2.HTTPError as error:  # the openai client lets those of a stream through
-            what = f"the server at {self._root} broke off its answer: {error or type(error).__name__}"
             raise LabError(what, "look at the server's log") from error
 
     def _streamed(self, body: dict) -> Reply | None:

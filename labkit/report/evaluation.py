@@ -26,12 +26,22 @@ def print_failures(summary: Mapping, console: Console | None = None) -> None:
     if repeats > 1 and not summary["settings"]["temperature"]:
         note = "At temperature 0 the seed changes nothing: repeats show how far the server itself varies."
         console.print(Text(note, style="bold"))
+    if judge := summary.get("judge"):
+        console.print(Text(_agreement(judge)))
     if not summary["failures"]:
         return
     failures = wrapping_table("risk", "check", "count", "example")
     for row in summary["failures"]:
         failures.add_row(Text(row["risk"]), Text(row["check"]), str(row["count"]), Text(row["example"]))
     console.print(failures)
+
+
+def _agreement(judge: Mapping) -> str:
+    """What a judge said, beside the checks."""
+    apart = [*judge["only_judge_passes"], *judge["only_checks_pass"]]
+    told = f"The judge {judge['model']} ({judge['prompt']}) agrees with the checks on {judge['agrees']} of "
+    told += f"{judge['graded']} answers; {judge['no_grade']} have no grade."
+    return f"{told} Look at {', '.join(apart)}." if apart else told
 
 
 def _rate(found: Mapping) -> str:
@@ -46,6 +56,8 @@ def print_changes(comparison: Comparison, console: Console | None = None) -> Non
     """The cases whose verdict changed, the counts for each risk, and the sentence that they allow."""
     console = console or Console(highlight=False)
     console.print(Text(f"{comparison.after} against {comparison.before}", style="bold"))
+    if comparison.setting:
+        console.print(Text(f"changed: {comparison.setting}"))
     cases = wrapping_table("case", "risk", "change", "answer now, and why")
     for found in comparison.changes:
         if found.change != "still passing":
@@ -67,6 +79,17 @@ def print_pass_rates(rows: Sequence[Mapping], console: Console | None = None) ->
     for row in rows:
         interval = f"{row['low']:.0%} to {row['high']:.0%}"
         table.add_row(Text(row["run"]), Text(row["risk"]), f"{row['passed']} of {row['total']}", interval)
+    (console or Console(highlight=False)).print(table)
+
+
+def print_speeds(rows: Sequence[Mapping], console: Console | None = None) -> None:
+    """Tokens in a second of a request for each run: a lever has a price too. Nothing where no run records it."""
+    if all(row["tokens_per_second"] is None for row in rows):
+        return
+    table = plain_table("run", "tokens per second", "of JSON forms")
+    for row in rows:
+        told = ("unknown" if row[key] is None else f"{row[key]:.1f}" for key in ("tokens_per_second", "of_forms"))
+        table.add_row(Text(row["run"]), *told)
     (console or Console(highlight=False)).print(table)
 
 

@@ -44,9 +44,13 @@ def write_report(folder: Path) -> Path:
     return folder / REPORT
 
 
-def write_comparison(comparisons: Sequence[Comparison], rates: Sequence[Mapping], path: Path) -> None:
-    """One HTML file with every comparison, case by case, and the pass rates; it loads nothing."""
-    html = _template("comparison.html").render(comparisons=comparisons, rates=rates, changes=list(CHANGES.values()))
+def write_comparison(
+    comparisons: Sequence[Comparison], rates: Sequence[Mapping], path: Path, speeds: Sequence[Mapping] = ()
+) -> None:
+    """One HTML file with every comparison, case by case, the pass rates and the speeds; it loads nothing."""
+    html = _template("comparison.html").render(
+        comparisons=comparisons, rates=rates, speeds=speeds, changes=list(CHANGES.values())
+    )
     try:
         write_atomically(path, _storable(html))
     except OSError as error:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.errors import LabError
 from labkit.evaluation.cases import Case
 from labkit.evaluation.levers import Levers
 from labkit.evidence import write_atomically
@@ -34,11 +33,8 @@ class Export:
 
 def write_files(folder: Path, files: dict[str, str]) -> None:
     """Raises LabError where the folder cannot be written."""
-    try:
-        for name, text in files.items():
-            write_atomically(folder / name, text.encode("utf-8"))
-    except OSError as error:
-        raise LabError(f"{folder.name} cannot be written: {error.strerror}", "give --out another folder") from None
+    for name, text in files.items():
+        write_atomically(folder / name, text.encode("utf-8"))
 
 
 def readme(title: str, command: str, words: Sequence[str], left_out: Sequence[str]) -> str:
