@@ -5,7 +5,15 @@ Rooms are imported inside the commands, so that `labkit --help` loads neither to
 
 import sys
 
-from labkit.cli import adaptation, evidence, memory, model, service, training  # noqa: F401  (each adds its commands to the application)
+from labkit.cli import (  # noqa: F401  (each adds its commands to the application)
+    adapt_decision,
+    adaptation,
+    evidence,
+    memory,
+    model,
+    service,
+    training,
+)
 from labkit.cli.app import app
 from labkit.errors import LabError
 
