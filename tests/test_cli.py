@@ -220,3 +220,16 @@ def test_memory_and_models_say_what_they_know(capsys):
     assert "Qwen/Qwen2.5-0.5B-Instruct" in printed
     assert "Apache License 2.0" in printed
     assert "no family called" in refusal(capsys, "models", "--family", "Moon")
+
+
+def test_memory_of_training_by_the_command(capsys):
+    shape = ("Llama-3.2-1B-Instruct", "--mode", "QLoRA", "--batch", "2", "--targets", "q_proj,v_proj", "--json")
+    found = json.loads(labkit("memory", *shape))
+    assert (found["mode"], found["quant"], found["batch"], found["targets"]) == (
+        "qlora",
+        "nf4-dq",
+        2,
+        ["q_proj", "v_proj"],
+    )
+    assert "Optimizer" in labkit("memory", "mini-instruct", "--mode", "full", "--checkpointing")
+    assert "--r means nothing for inference" in refusal(capsys, "memory", "mini-instruct", "--r", "8")

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,8 @@ from labkit.adaptation.notes import load_notes
 from labkit.errors import LabError
 from labkit.evaluation.cases import load_cases
 from labkit.evaluation.checks import Answer, judge, parse_checks
+from labkit.evaluation.overlap import find_overlap, similarity
 from labkit.layout import DATA
-
-SHINGLE, NEAR = 4, 0.8  # words in a shingle; the share of common shingles from which two prompts are near duplicates
-
-
-def shingles(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"[a-z0-9]+", text.lower())
-    return {tuple(words[at : at + SHINGLE]) for at in range(max(1, len(words) - SHINGLE + 1))}
 
 
 @pytest.fixture(scope="module")
@@ -39,56 +32,30 @@ def evaluation_prompts() -> list[str]:
     return [case.full_prompt() for case in cases]
 
 
-def normal(text: str) -> str:
-    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
-
-
 def questions(prompts: list[str]) -> list[str]:
     """The prompts without the notes before them, each once."""
     return sorted({prompt.rpartition("\n\n")[2] for prompt in prompts})
 
 
-def nearly_equal(prompts: list[str], wanted: list[str]) -> list[tuple[str, str]]:
-    """Pairs of a prompt and a wanted one whose word shingles have a Jaccard similarity of NEAR or more.
-
-    Counted through an index from shingle to wanted prompt.
-    """
-    pieces_of = [shingles(text) for text in wanted]
-    index: dict[tuple[str, ...], list[int]] = {}
-    for number, pieces in enumerate(pieces_of):
-        for piece in pieces:
-            index.setdefault(piece, []).append(number)
-    found = []
-    for prompt in prompts:
-        pieces = shingles(prompt)
-        common = Counter(number for piece in pieces for number in index.get(piece, ()))
-        found += [(prompt, wanted[at]) for at, n in common.items() if n / len(pieces | pieces_of[at]) >= NEAR]
-    return found
-
-
-def test_no_evaluation_prompt_is_in_training(training_prompts, evaluation_prompts):
-    trained = {normal(prompt) for prompt in training_prompts + questions(training_prompts)}
-    assert not [prompt for prompt in evaluation_prompts + questions(evaluation_prompts) if normal(prompt) in trained]
-
-
-def test_no_evaluation_prompt_is_nearly_in_training(training_prompts, evaluation_prompts):
-    assert not nearly_equal(training_prompts, evaluation_prompts)
-    assert not nearly_equal(questions(training_prompts), questions(evaluation_prompts))
+def test_no_evaluation_prompt_is_in_training_or_nearly(training_prompts, evaluation_prompts):
+    trained, asked = (prompts + questions(prompts) for prompts in (training_prompts, evaluation_prompts))
+    for match in find_overlap(trained, asked):
+        raise AssertionError(f"{match.training!r} is nearly {match.evaluation!r}")
 
 
 def test_no_file_of_cases_asks_what_another_asks():
     """Nor does a file ask anything twice: a held-out look, and a count of what changed, would be worth less."""
-    asked = [(name, case.case_id, case.prompt) for name in CASE_FILES for case in load_cases(DATA / name)]
-    assert len({case_id for _, case_id, _ in asked}) == len(asked) > 120
-    assert len({normal(prompt) for _, _, prompt in asked}) == len(asked)
-    prompts = [prompt for _, _, prompt in asked]
-    assert {pair for pair in nearly_equal(prompts, prompts) if pair[0] != pair[1]} == set()
+    asked = [(case.case_id, case.prompt) for name in CASE_FILES for case in load_cases(DATA / name)]
+    assert len({case_id for case_id, _ in asked}) == len(asked) > 120
+    prompts = [prompt for _, prompt in asked]
+    assert len(list(find_overlap(prompts, prompts))) == len(prompts), "each prompt meets itself and no other"
 
 
 def test_the_overlap_test_can_fail(corpus):
     prompt = next(iter(corpus.chats(1, 1))).prompt
     changed = prompt.replace("POL-", "POL-1", 1)
-    assert len(shingles(prompt) & shingles(changed)) / len(shingles(prompt) | shingles(changed)) > 0.5
+    assert similarity(prompt, changed) > 0.5
+    assert [match.exact for match in find_overlap([prompt], [prompt.upper()])] == [True]
 
 
 def test_same_seed_same_corpus(corpus):

@@ -6,8 +6,10 @@ Rooms are imported inside the commands, so that `labkit --help` loads neither to
 import sys
 
 from labkit.cli import (  # noqa: F401  (each adds its commands to the application)
+    adapt_decision,
     adaptation,
     evidence,
+    memory,
     model,
     quantization,
     service,

@@ -1,4 +1,4 @@
-"""Commands that ask a model in this process, or the table of models: chat, eval, compare, models, memory."""
+"""Commands that ask a model in this process, or the table of models: chat, eval, compare, models."""
 
 import os
 import shlex
@@ -178,21 +178,3 @@ def models(family: Annotated[str, typer.Option(help="only this family, for examp
     from labkit.report.landscape import print_models
 
     print_models(model_table(family))
-
-
-@app.command()
-def memory(
-    model: Annotated[str, typer.Argument(help="a model of the landscape, for example Qwen/Qwen2.5-7B-Instruct")],
-    quant: Annotated[str, typer.Option(help="number format, for example bf16, int8, nf4, Q4_K_M")] = "bf16",
-    context: Annotated[int, typer.Option(help="tokens held at once, prompt and answer")] = 4096,
-    batch: Annotated[int, typer.Option(help="sequences at once")] = 1,
-    as_json: JsonOption = False,
-) -> None:
-    """Estimate memory before downloading: weights, KV cache and overhead, in GB and GiB."""
-    from labkit.landscape.memory import memory_estimate
-
-    estimate = memory_estimate(model, quant, context, batch)
-    if as_json:
-        print_json(estimate.as_dict())
-    else:
-        print(estimate.as_text(), end="")

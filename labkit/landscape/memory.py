@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from labkit.errors import LabError
-from labkit.landscape.models import Model, find_model
+from labkit.landscape.configs import model_at
+from labkit.landscape.models import Model
 from labkit.landscape.tables import LANDSCAPE, UNKNOWN, read_table
 
 GB, GIB = 10**9, 2**30
@@ -157,14 +158,14 @@ def find_quantization(name: str) -> Quantization:
 
 
 def memory_estimate(model: str | Model, quant: str = "bf16", context: int = 4096, batch: int = 1) -> MemoryEstimate:
-    """What `model` (a row, or the name of one) needs to answer `batch` requests of `context` tokens at once.
+    """What `model` (a row, its name, a folder, a config.json) needs for `batch` requests of `context` tokens at once.
 
     `context` counts prompt and answer together. Raises LabError for an unknown model or format, or a size below 1.
     """
     for name, value in (("context", context), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise LabError(f"{name} is {value!r}", f"give --{name} as a whole number of at least 1")
-    row = find_model(model) if isinstance(model, str) else model
+    row = model_at(model) if isinstance(model, str) else model
     form = find_quantization(quant)
     weights, why_weights = weight_bytes(row, form)
     cache, why_cache = kv_cache_bytes(row, context, batch)

@@ -43,6 +43,7 @@ class Model:
     n_heads: int | None = None
     n_kv_heads: int | None = None
     head_dim: int | None = None
+    intermediate_size: int | None = None
     vocab: int | None = None
     tied_embeddings: bool | None = None
     attention: str = ""
@@ -83,13 +84,14 @@ def with_config(row: Model, config: Path) -> Model:
     """`row` with the sizes of a Llama-architecture `config.json`, its parameters counted from them.
 
     Count: embedding (and head, unless tied) + per layer four attention matrices, three of the gated MLP and two norms
-    + one final norm; the layout of transformers' LlamaForCausalLM. Raises LabError for a config without these fields.
+    + one final norm; the layout of transformers' LlamaForCausalLM. A config that does not say whether head and
+    embedding are shared is counted with two tables. Raises LabError for a config without these fields.
     """
     try:
         values = json.loads(Path(config).read_text(encoding="utf-8"))
         hidden, layers, heads = (values[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
-        kv_heads, vocab, inner = (values[k] for k in ("num_key_value_heads", "vocab_size", "intermediate_size"))
-        tied, context = bool(values["tie_word_embeddings"]), values["max_position_embeddings"]
+        vocab, inner, context = (values[k] for k in ("vocab_size", "intermediate_size", "max_position_embeddings"))
+        kv_heads, tied = values.get("num_key_value_heads") or heads, values.get("tie_word_embeddings")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LabError(
             f"{Path(config).parent.name}/config.json cannot be used: {error}", "restore it from the repository"
@@ -107,6 +109,7 @@ def with_config(row: Model, config: Path) -> Model:
         n_heads=heads,
         n_kv_heads=kv_heads,
         head_dim=head_dim,
+        intermediate_size=inner,
         vocab=vocab,
         tied_embeddings=tied,
         context_tokens=context,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from labkit.evidence import MANIFEST
 from labkit.routes import ROUTE_NAMES
+from labkit.verification import adaptation_checks as adaptation
 from labkit.verification import decision_checks as decision
 from labkit.verification import plan_checks as plan
 from labkit.verification import release_checks as release
@@ -17,13 +18,15 @@ from labkit.verification.verdicts import Contradiction, NotYet
 
 @dataclass(frozen=True)
 class CrossCheck:
-    """One fact held equal across files. `artifacts` are the rules that a contradiction also condemns."""
+    """One fact held equal across files. `artifacts` are the rules that a contradiction also condemns; an `optional`
+    check is made only of a pack that has one of them."""
 
     name: str
     lesson: str
     artifacts: tuple[str, ...]
     check: Callable[[PackReader], str]
     next_action: str
+    optional: bool = False
 
 
 def agree(said: dict[str, str], what: str) -> str:
@@ -252,6 +255,30 @@ CROSS_CHECKS = (
     ),
     CrossCheck(
         "gates repeat the evaluation", "13.4", (release.GATES,), check_gate_numbers, "run `labkit release` again"
+    ),
+    CrossCheck(
+        "adaptation rests on the evaluation",
+        "13.6",
+        (adaptation.DECISION,),
+        adaptation.check_baseline,
+        "run `labkit adapt-decision` again with the pack's own evaluation",
+        optional=True,
+    ),
+    CrossCheck(
+        "before and after agree with the decision",
+        "13.6",
+        (adaptation.DECISION, adaptation.BEFORE_AFTER),
+        adaptation.check_changes,
+        "run `labkit adapt-decision` again with --adapter-run",
+        optional=True,
+    ),
+    CrossCheck(
+        "adapter of the decided model",
+        "13.6",
+        (adaptation.ADAPTER,),
+        adaptation.check_base,
+        "train the adapter on the revision that model_decision.md names",
+        optional=True,
     ),
     CrossCheck("manifest hashes match", "", (), check_hashes, "restore the recorded files, or run their lesson again"),
 )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from labkit.verification import adaptation_checks as adaptation
 from labkit.verification import decision_checks as decision
 from labkit.verification import plan_checks as plan
 from labkit.verification import release_checks as release
@@ -60,6 +61,9 @@ RULES = (
     Rule(decision.RUNTIME_DECISION, ("13.3",), decision.check_runtime_decision, _run("13.3")),
     Rule(decision.RUNBOOK, ("13.3",), decision.check_runbook, _run("13.3")),
     Rule(decision.OPEN_ROUTE, ("13.5",), decision.check_open_route, _run("13.5")),
+    Rule(adaptation.DECISION, ("13.6",), adaptation.check_decision, "run `labkit adapt-decision`"),
+    Rule(adaptation.ADAPTER, ("13.6",), adaptation.check_adapter, "run `labkit lora`", adaptation.ADAPTER_FILES),
+    Rule(adaptation.BEFORE_AFTER, ("13.6",), adaptation.check_before_after, adaptation.AFTER_NEXT),
     Rule(release.CONTRACT, ("13.4",), release.check_contract, _run("13.4")),
     Rule(release.GATES, ("13.4",), release.check_gates, _run("13.4")),
     Rule(release.DRILL, ("13.4",), release.check_drill, _run("13.4")),

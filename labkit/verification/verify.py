@@ -35,7 +35,8 @@ class _Judgement:
         self._pack = pack
         self._required = load_route(pack.route).required_artifacts
         self._rules = {rule.name: rule for rule in RULES if rule.name in self._required or pack.exists(rule.name)}
-        self._crosses = {cross.name: cross for cross in CROSS_CHECKS}
+        made = (c for c in CROSS_CHECKS if not c.optional or any(pack.exists(name) for name in c.artifacts))
+        self._crosses = {cross.name: cross for cross in made}
         self._outcome = cache(self._judged)
 
     def verification(self, lesson: str | None) -> Verification:
@@ -44,7 +45,7 @@ class _Judgement:
             route=self._pack.route,
             lesson=lesson,
             artifacts=tuple(self._artifact(r) for r in self._rules.values() if lesson is None or lesson in r.lessons),
-            cross_checks=tuple(self._cross(c) for c in CROSS_CHECKS if lesson is None or lesson == c.lesson),
+            cross_checks=tuple(self._cross(c) for c in self._crosses.values() if lesson is None or lesson == c.lesson),
             claims=tuple(self._claim(c) for c in CLAIMS if lesson is None or lesson in c.lessons),
         )
 
@@ -59,7 +60,7 @@ class _Judgement:
         recorded = [judge(self._pack.check_recorded, file) for file in rule.recorded_files]
         disagreements = [
             outcome
-            for cross in CROSS_CHECKS
+            for cross in self._crosses.values()
             if name in cross.artifacts and (outcome := self._outcome(cross.name)).verdict is Verdict.CONTRADICTED
         ]
         return worst([content, *disagreements, *recorded])
