@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 import ipywidgets
 
@@ -14,10 +15,12 @@ from labkit.benchmark import Moment
 from labkit.environment import unwatched
 from labkit.errors import LabError
 from labkit.evaluation.review import agreement, one_per_case, read_review, review
-from labkit.evaluation.runner import Result
 from labkit.evidence import Pack
 from labkit.routes import ROUTE_NAMES, Route, load_routes
 from labkit.verification import Finding, Verdict, Verification
+
+if TYPE_CHECKING:
+    from labkit.evaluation.runner import Result  # which loads torch
 
 
 def route_picker(default: str = "local_cpu") -> ipywidgets.VBox:
@@ -122,7 +125,7 @@ def _record_html(row: Mapping[str, str], cell: str = "") -> str:
 JUDGED = (("pass", "true"), ("fail", "false"), ("not judged", ""))
 
 
-def review_table(pack: Pack, results: Sequence[Result], lesson: str = "13.4") -> ipywidgets.VBox:
+def review_table(pack: Pack, results: Sequence["Result"], lesson: str = "13.4") -> ipywidgets.VBox:
     """The answers of an evaluation, one at a time, failed ones first, to be judged by a person with the keyboard.
 
     Tab goes from Previous and Next over the verdicts to the notes, and Space presses. What is chosen stands in the
@@ -163,7 +166,7 @@ def review_table(pack: Pack, results: Sequence[Result], lesson: str = "13.4") ->
     return ipywidgets.VBox([card, ipywidgets.HBox([back, on, verdict]), notes, said])
 
 
-def _review_html(result: Result, place: int, total: int) -> str:
+def _review_html(result: "Result", place: int, total: int) -> str:
     case, verdict = result.case, result.verdict
     automatic = f"{'pass' if verdict.passed else 'fail'} ({verdict.kind}): {verdict.reason}"
     asked, answer = result.prompt or case.full_prompt(), result.reply.text or "(empty)"

@@ -3,7 +3,6 @@
 import csv
 import json
 import time
-from collections import Counter
 
 import pytest
 from tiny_server import SMALL, live
@@ -278,17 +277,6 @@ GOOD_JAPANESE = {
 }
 
 
-def test_shipped_files_of_cases():
-    counted = {
-        name: Counter(case.risk for case in load_cases(DATA / name))
-        for name in ("eval_cases.csv", "eval_cases_ja.csv", "update_cases.csv")
-    }
-    assert counted["eval_cases_ja.csv"] == dict.fromkeys(RISKS, 4)
-    assert set(counted["eval_cases.csv"]) == set(RISKS)
-    assert sum(counted["update_cases.csv"].values()) == 14
-    assert (DATA / "eval_cases_ja.csv").read_bytes().startswith(b"\xef\xbb\xbf")  # or Excel misreads it
-
-
 @pytest.mark.parametrize("case_id", GOOD_JAPANESE)
 def test_japanese_case_passes_a_good_answer_and_no_other(case_id):
     cases = {case.case_id: case for case in load_cases(DATA / "eval_cases_ja.csv")}
@@ -299,14 +287,6 @@ def test_japanese_case_passes_a_good_answer_and_no_other(case_id):
     assert good.passed, good.reason
     for bad in ("", "I am sorry, I do not know.", "はい、わかりました。"):
         assert not verdict(case.check, bad, case.expected).passed, bad
-
-
-def test_shipped_cases_cover_the_five_risks():
-    cases = load_cases()
-    assert len(cases) >= 25
-    assert {"format_01", "citation_01", "safety_01", "latency_01", "regression_01"} <= {case.case_id for case in cases}
-    assert all(count >= 4 for count in Counter(case.risk for case in cases).values())
-    assert {case.risk for case in cases} == set(RISKS)
 
 
 def parrot(text: str) -> Target:

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from labkit.errors import LabError
 from labkit.evaluation.cases import COLUMNS, REVIEW_VALUES, load_cases, review_of
-from labkit.evaluation.runner import Result
 from labkit.evidence import Pack
+
+if TYPE_CHECKING:
+    from labkit.evaluation.runner import Result  # which loads torch
 
 CASES = "eval_cases.csv"
 Judgement = tuple[str, str]  # "true", "false" or "" for not judged, and notes: the columns pass and notes
@@ -29,7 +32,7 @@ class Agreement:
         )
 
 
-def one_per_case(results: Sequence[Result]) -> list[Result]:
+def one_per_case(results: Sequence["Result"]) -> list["Result"]:
     """What a person is shown: of each case the first repeat that failed, or its first; the failed cases come first.
 
     A case passes when all of its repeats do, so the verdict of that repeat is the case's.
@@ -42,7 +45,7 @@ def one_per_case(results: Sequence[Result]) -> list[Result]:
     return sorted(shown.values(), key=lambda result: result.verdict.passed)
 
 
-def agreement(results: Sequence[Result], judgements: Mapping[str, Judgement]) -> Agreement:
+def agreement(results: Sequence["Result"], judgements: Mapping[str, Judgement]) -> Agreement:
     """`judgements` by case id, as `read_review` gives them; a case that is not in it is not judged."""
     found: dict[str, list[str]] = {"agree": [], "disagree": [], "": []}
     for result in one_per_case(results):
@@ -58,7 +61,7 @@ def read_review(pack: Pack) -> dict[str, Judgement]:
 
 
 def review(
-    pack: Pack, results: Sequence[Result], judgements: Mapping[str, Judgement], lesson: str = "13.4"
+    pack: Pack, results: Sequence["Result"], judgements: Mapping[str, Judgement], lesson: str = "13.4"
 ) -> Agreement:
     """Write `judgements` by case id into the columns pass and notes of the pack's eval_cases.csv; the rest stays.
 
