@@ -88,7 +88,8 @@ def test_generation_markers_and_rendered_beginnings_agree(tokenizer, tiny_model_
     marked = AutoTokenizer.from_pretrained(tiny_model_folder)
     marked.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
-        "{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"
+        "{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}"
+        "{{ '\n' }}{% endfor %}"
     )
     messages = [*chat("hello there", "yes"), *chat("and now", "no, never")]
     ours, theirs = encode_chat(tokenizer, messages), encode_chat(marked, messages)
@@ -179,9 +180,8 @@ def test_a_run_learns_and_says_what_it_was_made_of(finished, tiny_model_folder, 
 
 def test_the_cards_command_is_one_that_the_command_line_takes(finished):
     card = read_json(finished[0] / "card.json")
-    words = card["command"].split()[1:]
-    asked = CliRunner().invoke(app, [*words[:2], "--r", "0", *words[2:]])
-    assert "No such option" not in asked.output
+    asked = CliRunner().invoke(app, card["command"].split()[1:])
+    assert asked.exception.what == "there is no file learn.jsonl"  # every option was taken; the file is elsewhere
     assert "--steps 6" in card["command"]
     assert "--replay keep.jsonl" in card["command"]
 
@@ -273,7 +273,7 @@ def test_trl_reaches_the_same_loss(finished, sources, tiny_model_folder, tmp_pat
 
 
 def test_without_trl_the_error_says_so(sources, tiny_model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(lora_run, "find_spec", lambda name: None)
     with pytest.raises(LabError, match="TRL is not installed"):
         tune(sources, tmp_path, str(tiny_model_folder), SETTINGS, "cpu", trainer="trl")
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -174,6 +175,8 @@ def _made_of(base: Base, sources: Sources, settings: LoraSettings, loop: ChatTra
 def _check_trainer(trainer: str, resume: bool) -> None:
     if trainer not in TRAINERS:
         raise LabError(f"there is no trainer called {trainer!r}", f"choose {' or '.join(TRAINERS)}")
+    if trainer == "trl" and not find_spec("trl"):
+        raise LabError("TRL is not installed here", "install it: pip install trl==1.16.0, or use --trainer labkit")
     if trainer == "trl" and resume:
         raise LabError("only labkit's own trainer goes on with an interrupted run", "leave --resume or --trainer out")
 

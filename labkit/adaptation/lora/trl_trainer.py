@@ -1,14 +1,13 @@
 """The same run with TRL's SFTTrainer: same chats in the same order, same mask, same schedule, its own loop."""
 
-import importlib.util
 import tempfile
+import time
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from labkit.adaptation.lora.trainer import held_out_batches, mean_loss
-from labkit.errors import LabError
 from labkit.training.data import IGNORED
 from labkit.training.log import LogRow
 from labkit.training.optimizer import learning_rate, make_optimizer
@@ -18,9 +17,7 @@ from labkit.training.precision import Precision
 def train_with_trl(
     tuned: nn.Module, tokenizer, prepared, device: str, precision: Precision, on_row: Callable[[LogRow], None]
 ) -> list[LogRow]:
-    """Train `tuned` in place; the rows have the columns of our own log. Raises LabError where TRL is not installed."""
-    if not importlib.util.find_spec("trl"):
-        raise LabError("TRL is not installed here", "install it: pip install trl==1.16.0, or use --trainer labkit")
+    """Train `tuned` in place; the rows have the columns of our own log."""
     from trl import SFTTrainer
 
     optimizer = make_optimizer(tuned, prepared.numbers)
@@ -78,8 +75,6 @@ def _dataset(prepared):
 
 def _log_callback(tuned: nn.Module, prepared, device: str, precision: Precision, on_row: Callable[[LogRow], None]):
     """A callback of transformers' Trainer that makes our rows of its log, with our held-out loss."""
-    import time
-
     from transformers import TrainerCallback
 
     batches = held_out_batches(prepared.held_out, device)
