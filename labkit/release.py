@@ -99,6 +99,7 @@ def differences(contract: Mapping, other: Mapping) -> list[str]:
 
 def _release_facts(contract: Mapping) -> dict[str, object]:
     facts = {key: contract.get(key) for key in RELEASE_KEYS}
+    facts |= {f"adapters.{name}": revision for name, revision in (contract.get("adapters") or {}).items()}
     return facts | {f"limits.{name}": value for name, value in (facts.pop("limits") or {}).items()}
 
 

@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from labkit.cli.app import app
 from labkit.errors import LabError
 from labkit.evaluation.targets import endpoint_target
-from labkit.evidence import sha256_of
+from labkit.evidence import read_json, sha256_of
 from labkit.generation import Sampling, load_chat_model
 from labkit.generation.prefixes import Prefixes
+from labkit.release import differences
 from labkit.serving import runtimes
 from labkit.serving.contract import Limits, ServerSettings, named_adapters
 
@@ -155,6 +156,13 @@ def test_the_server_names_its_adapters_and_refuses_any_other_model(url, adapted,
     assert names == ["tiny-llama", "polite", "v1.2"]
 
 
+def test_another_adapter_is_another_release(url):
+    contract = httpx.get(f"{url}/contract").json()
+    assert differences(contract, contract) == []
+    other = contract | {"adapters": contract["adapters"] | {"polite": "else"}}
+    assert differences(contract, other) == [f"adapters.polite is else instead of {contract['adapters']['polite']}"]
+
+
 def test_an_evaluation_through_the_server_records_the_adapters_revision(url, adapted):
     target = endpoint_target(url, model="polite")
     assert (target.model, target.revision) == ("polite", adapted.using("polite").revision)
@@ -188,6 +196,22 @@ def test_an_adapter_lies_beside_quantized_weights(tiny_model_folder, folders, dt
     torch.testing.assert_close(logits[1], expected(peft, [*ids, 8]), rtol=0, atol=1e-2)
     assert (logits[0] - logits[1]).abs().max() > 0.1
     assert model.dtype == dtype
+
+
+def test_options_of_a_model_here_are_not_for_one_behind_a_server():
+    for option in (["--backend", "onnx"], ["--dtype", "nf4"]):
+        done = CliRunner().invoke(app, ["eval", "--base-url", "http://127.0.0.1:9", *option])
+        assert done.exception.what == "--backend and --dtype are not for --base-url"
+
+
+def test_the_adapter_of_a_served_name_is_asked_for_and_recorded(url, adapted, tmp_path):
+    case = {"case_id": "a", "prompt": "hello", "expected_behavior": "talks", "risk": "safety", "check": "min_words:1"}
+    (tmp_path / "cases.jsonl").write_text(json.dumps(case) + "\n")
+    words = ["--cases", str(tmp_path / "cases.jsonl"), "--base-url", url, "--adapter", "polite", "--max-tokens", "2"]
+    done = CliRunner().invoke(app, ["eval", *words, "--out", str(tmp_path / "pack")])
+    assert done.exit_code == 0, done.output
+    summary = read_json(tmp_path / "pack" / "eval_summary.json")
+    assert (summary["model"], summary["revision"]) == ("polite", adapted.using("polite").revision)
 
 
 def spoiled(folder, out, name, **values):

@@ -283,6 +283,8 @@ BAD_VALUES = [
     ({"max_tokens": 10**50}, "max_tokens"),
     ({"response_format": json_schema({"allOf": [{"pattern": "a"}] * 5})}, "response_format"),
     ({"response_format": json_schema({"$ref": "#"})}, "response_format"),
+    ({"response_format": json_schema({"type": "integer", "multipleOf": 0})}, "response_format"),
+    ({"response_format": json_schema({"items": {"type": "number", "multipleOf": "2"}})}, "response_format"),
     ({"logprobs": 1}, "logprobs"),
     ({"top_logprobs": 2}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),

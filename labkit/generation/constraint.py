@@ -75,9 +75,17 @@ def _check_size(schema: dict) -> None:
     if conditions > MOST_CONDITIONS:
         what = f"the schema cannot be enforced: {conditions} conditions in allOf, at most {MOST_CONDITIONS}"
         raise LabError(what, "put the conditions into one")
+    if any(not _above_zero(found) for found in _values(schema, "multipleOf")):
+        what = "the schema cannot be enforced: a multipleOf is not a number above 0"
+        raise LabError(what, "give multipleOf a number above 0, or leave it out")
     if len(json.dumps(schema)) > LONGEST_SCHEMA:
         what = f"the schema cannot be enforced: it is longer than {LONGEST_SCHEMA} characters"
         raise LabError(what, "simplify the schema")
+
+
+def _above_zero(value: object) -> bool:
+    """Whether `value` may be a multipleOf; a property that is called so has its schema there, an object or a bool."""
+    return isinstance(value, dict | bool) or (isinstance(value, int | float) and value > 0)
 
 
 def _values(node: object, key: str) -> Iterator[object]:
