@@ -18,8 +18,8 @@ from torch.nn import functional
 from labkit.adaptation.lora.chats import EncodedChat
 
 PACKED = "labkit_packed"  # the name under which transformers finds packed_attention
-# On a CPU a row's length is rounded up to this: for each new shape of a bf16 product a CPU's library (oneDNN) compiles a kernel,
-# which takes longer than the product.
+# On a CPU a row's length is rounded up to this: oneDNN compiles a kernel for each new shape of a bf16 product, and that
+# takes longer than the product.
 ROUNDED = 64
 CLOSE = 0.03  # relative difference of logits up to which a packed chat counts as the chat alone; a leak is ten times it
 
