@@ -18,34 +18,24 @@ from torch.nn import functional
 from labkit.adaptation.lora.chats import EncodedChat
 
 PACKED = "labkit_packed"  # the name under which transformers finds packed_attention
-# On a CPU a row's length is rounded up to this: oneDNN compiles a kernel for each new shape of a bf16 product, and that
-# takes longer than the product.
-ROUNDED = 64
 CLOSE = 0.03  # relative difference of logits up to which a packed chat counts as the chat alone; a leak is ten times it
 
 
 @dataclass(frozen=True)
 class PackedBatch:
     """`ids` and `positions` (1, tokens); `lengths` of the chats; `keep` (scored,): the places before a scored token,
-    and `targets` (scored,): those tokens. `tokens` counts what is no filler; `weight` is the batch's share of its
-    step's scored tokens."""
+    and `targets` (scored,): those tokens. `weight` is the batch's share of its step's scored tokens."""
 
     ids: Tensor
     positions: Tensor
     lengths: tuple[int, ...]
     keep: Tensor
     targets: Tensor
-    tokens: int
     weight: float = 1.0
 
 
-def pack(chats: Sequence[EncodedChat], device: str, weight: float = 1.0, rounded: int = 1) -> PackedBatch:
-    """`chats` as one row, whose length is rounded up to a multiple of `rounded` with a filler chat that nobody scores.
-
-    The first token of a chat is never a target: nothing comes before it.
-    """
-    tokens = sum(map(len, chats))
-    chats = [*chats, *_filler(-tokens % rounded)]
+def pack(chats: Sequence[EncodedChat], device: str, weight: float = 1.0) -> PackedBatch:
+    """`chats` as one row. The first token of a chat is never a target: nothing comes before it."""
     ids, scored = np.concatenate([chat.ids for chat in chats]), np.concatenate([chat.scored for chat in chats])
     lengths = tuple(map(len, chats))
     scored[np.cumsum((0, *lengths[:-1]))] = False
@@ -55,11 +45,7 @@ def pack(chats: Sequence[EncodedChat], device: str, weight: float = 1.0, rounded
         torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)
         for array in (ids, positions, at - 1, ids[at])
     )
-    return PackedBatch(ids[None], positions[None], lengths, keep, targets, tokens, weight)
-
-
-def _filler(length: int) -> list[EncodedChat]:
-    return [EncodedChat(np.zeros(length, dtype=np.int64), np.zeros(length, dtype=bool))] if length else []
+    return PackedBatch(ids[None], positions[None], lengths, keep, targets, weight)
 
 
 def scored_tokens(chats: Sequence[EncodedChat]) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.adaptation.lora.chats import EncodedChat, Mixture
-from labkit.adaptation.lora.packing import ROUNDED, PackedBatch, chat_loss, pack, scored_tokens
+from labkit.adaptation.lora.packing import PackedBatch, chat_loss, pack, scored_tokens
 from labkit.adaptation.lora.settings import LoraSettings
 from labkit.training.loop import Trainer
 from labkit.training.settings import TrainSettings
@@ -18,8 +18,8 @@ EVALUATED_TOGETHER = 8  # held-out chats in one batch
 class ChatBatches:
     """The batches of a run in their order. `position` is the step that comes next: the order follows from the seed."""
 
-    def __init__(self, mixture: Mixture, batch_size: int, device: str, rounded: int, step: int = 0):
-        self._mixture, self._size, self._device, self._rounded = mixture, batch_size, device, rounded
+    def __init__(self, mixture: Mixture, batch_size: int, device: str, step: int = 0):
+        self._mixture, self._size, self._device = mixture, batch_size, device
         self.position = {"step": step}
         self._waiting: list[PackedBatch] = []
         self.tokens = 0  # handed out so far
@@ -30,7 +30,7 @@ class ChatBatches:
             chats = self._mixture.step(self.position["step"])
             total = scored_tokens(chats)
             groups = [chats[at : at + self._size] for at in range(0, len(chats), self._size)]
-            self._waiting = [pack(group, self._device, scored_tokens(group) / total, self._rounded) for group in groups]
+            self._waiting = [pack(group, self._device, scored_tokens(group) / total) for group in groups]
         return len(self._waiting)
 
     def next(self) -> PackedBatch:
@@ -38,7 +38,7 @@ class ChatBatches:
         batch = self._waiting.pop(0)
         if not self._waiting:
             self.position = {"step": self.position["step"] + 1}
-        self.tokens += batch.tokens
+        self.tokens += batch.ids.numel()
         return batch
 
     def close(self) -> None:
@@ -144,8 +144,7 @@ class ChatTrainer(Trainer):
 
     def _batches_from(self, position: dict | None) -> ChatBatches:
         step = position["step"] if position else 0
-        rounded = ROUNDED if self._packed and self.device == "cpu" else 1
-        return ChatBatches(self._mixture, self.settings.batch_size, self.device, rounded, step)
+        return ChatBatches(self._mixture, self.settings.batch_size, self.device, step)
 
 
 def held_out_batches(chats: Sequence[EncodedChat], device: str) -> list[PackedBatch]:
@@ -165,8 +164,8 @@ def mean_loss(model: nn.Module, batches: Sequence[PackedBatch], packed: bool) ->
     return torch.stack(losses).sum().item()
 
 
-def train_settings(settings: LoraSettings, mixture: Mixture, longest: int) -> TrainSettings:
-    """The loop's own numbers for a run over `mixture`."""
+def train_settings(settings: LoraSettings, mixture: Mixture, longest: int, precision: str) -> TrainSettings:
+    """The loop's own numbers for a run over `mixture`, computed in `precision`."""
     steps = settings.steps or max(1, round(settings.epochs * mixture.steps_per_epoch))
     return TrainSettings(
         steps=steps,
@@ -179,5 +178,5 @@ def train_settings(settings: LoraSettings, mixture: Mixture, longest: int) -> Tr
         log_every=settings.log_every,
         seed=settings.seed,
         accumulate=settings.accumulate,
-        precision=settings.precision,
+        precision=precision,
     )
