@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from labkit.adaptation.lora.base import adapter_config, load_weights, with_adapter
+from labkit.adaptation.lora.base import adapter_config, load_weights, tuning_precision, with_adapter
 from labkit.adaptation.lora.chats import EncodedChat, Mixture
 from labkit.adaptation.lora.packing import packed_model
 from labkit.adaptation.lora.settings import LoraSettings
@@ -32,7 +32,6 @@ from labkit.adaptation.lora.trainer import ChatTrainer, train_settings
 from labkit.environment import environment_report, peak_memory_mib
 from labkit.layout import DATA, MODELS
 from labkit.training.data import IGNORED
-from labkit.training.precision import choose_precision
 
 HERE = Path(__file__).resolve().parent
 THREADS = 2
@@ -145,12 +144,12 @@ class Watch:
 
 def train_ours(job: Job) -> Measured:
     settings, mixture = settings_of(job), mixture_of(job)
-    precision = choose_precision("auto", job.device)
+    precision = tuning_precision("auto", job.device)
     network = load_weights(job.model, settings, job.device, precision)
     watch = Watch(job, mixture)
     with packed_model(network) as packed:
         tuned = with_adapter(network, settings)
-        numbers = train_settings(settings, mixture, 1024)
+        numbers = train_settings(settings, mixture, 1024, precision.name)
         loop = ChatTrainer(tuned, mixture, mixture.chats[:1], settings, numbers, job.device, packed)
         rows = loop.run(lambda row: None, lambda trainer: watch.step())
     return watch.measured(rows[-1].train_loss, "packed" if packed else "padded")
@@ -161,7 +160,7 @@ def train_theirs(job: Job) -> Measured:
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     settings, mixture = settings_of(job), mixture_of(job)
-    precision = choose_precision("auto", job.device)
+    precision = tuning_precision("auto", job.device)
     network = load_weights(job.model, settings, job.device, precision)
     if job.quant != "none":
         network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)

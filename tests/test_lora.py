@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 from typer.testing import CliRunner
 
 from labkit.adaptation.lora import run as lora_run
-from labkit.adaptation.lora.base import lora_parameters, target_modules
+from labkit.adaptation.lora.base import lora_parameters, target_modules, tuning_precision
 from labkit.adaptation.lora.chats import EncodedChat, Mixture, encode_chat, load_chats, split_held_out
 from labkit.adaptation.lora.merge import merge_adapter
 from labkit.adaptation.lora.packing import chat_loss, pack, packed_model
@@ -333,3 +333,21 @@ def test_targets_follow_the_architecture():
     assert target_modules(LLAMA_8B) == list(SEVEN)
     assert target_modules(GPT2Config()) == "all-linear"
     assert target_modules(LLAMA_8B, ("q_proj",)) == ["q_proj"]
+
+
+def test_the_commands_tune_and_merge(sources, tiny_model_folder, tmp_path):
+    base, out = str(tiny_model_folder), str(tmp_path / "adapter")
+    options = ["--model", base, "--out", out, "--steps", "2", "--r", "2", "--targets", "q_proj, v_proj"]
+    tuned = CliRunner().invoke(app, ["lora", str(sources.data), *options, "--device", "cpu"])
+    assert tuned.exit_code == 0, tuned.output
+    assert "held-out loss" in tuned.output
+    assert set(read_json(tmp_path / "adapter" / "adapter_config.json")["target_modules"]) == {"q_proj", "v_proj"}
+    merged = CliRunner().invoke(app, ["merge", out, "--out", str(tmp_path / "merged"), "--model", base])
+    assert merged.output == "saved merged\n"
+    refused = CliRunner().invoke(app, ["merge", out, "--out", str(tmp_path / "merged"), "--model", base])
+    assert refused.exception.what == "the folder merged is not empty"
+
+
+def test_a_cpu_computes_in_fp32_unless_told():
+    assert tuning_precision("auto", "cpu").name == "fp32"
+    assert tuning_precision("bf16", "cpu").name == "bf16"

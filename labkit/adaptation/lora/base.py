@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from labkit.adaptation.lora.settings import SEVEN, WITH_SEVEN, LoraSettings
 from labkit.errors import LabError
 from labkit.export.checkpoint import weights_revision
-from labkit.training.precision import DTYPES, Precision
+from labkit.training.precision import DTYPES, Precision, choose_precision
 
 CPU_QUANT = (
     "On a CPU a quantized model saves memory and no time: each weight is turned back into a number at every use, so "
@@ -55,6 +55,17 @@ def find_base(model: str) -> Base:
     if source.is_file():
         raise LabError(f"{source.name} is a GGUF file, and training needs a checkpoint", "give its folder or hub id")
     return Base(source, display_path(source), weights_revision(source))
+
+
+def tuning_precision(wanted: str, device: str) -> Precision:
+    """As `choose_precision`, but fp32 for "auto" on a CPU.
+
+    A CPU's library (oneDNN) compiles a kernel for each new shape of a bf16 product, and every batch of chats has
+    another number of tokens. On the embedded model fp32 was a fifth faster, in 500 MiB less.
+    """
+    if wanted == "auto" and device == "cpu":
+        return Precision("fp32", "on a CPU each length of a batch would need bf16 kernels of its own")
+    return choose_precision(wanted, device)
 
 
 def load_weights(source: Path | str, settings: LoraSettings, device: str, precision: Precision) -> PreTrainedModel:

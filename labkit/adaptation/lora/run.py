@@ -10,7 +10,15 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from labkit.adaptation.lora.base import Base, check_targets, find_base, load_weights, trainable_parameters, with_adapter
+from labkit.adaptation.lora.base import (
+    Base,
+    check_targets,
+    find_base,
+    load_weights,
+    trainable_parameters,
+    tuning_precision,
+    with_adapter,
+)
 from labkit.adaptation.lora.chats import EncodedChat, Mixture, encode_all, load_chats, split_held_out
 from labkit.adaptation.lora.packing import packed_model
 from labkit.adaptation.lora.settings import TRAINERS, LoraSettings, check_settings
@@ -18,7 +26,7 @@ from labkit.adaptation.lora.trainer import ChatTrainer, train_settings
 from labkit.environment import choose_device, peak_memory_mib
 from labkit.errors import LabError
 from labkit.training.log import LogRow
-from labkit.training.precision import Precision, choose_precision
+from labkit.training.precision import Precision
 from labkit.training.resume import SNAPSHOT_SECONDS, Snapshots
 from labkit.training.settings import TrainSettings
 
@@ -94,12 +102,12 @@ def tune(
     _check_folder(out, settings)
     files = {name: load_chats(path) for name, path in asdict(sources).items() if path}
     base, chosen = find_base(model), choose_device(device)
-    precision = choose_precision(settings.precision, chosen.name)
+    precision = tuning_precision(settings.precision, chosen.name)
     with loading(base.name):
         tokenizer = AutoTokenizer.from_pretrained(base.source, trust_remote_code=False)
         network = load_weights(base.source, settings, chosen.name, precision)
     check_targets(network, settings.targets)
-    prepared = prepare(tokenizer, files, sources, settings, network.config)
+    prepared = prepare(tokenizer, files, sources, settings, network.config, precision.name)
     total = sum(parameter.numel() for parameter in network.parameters())
     began = time.perf_counter()
     with nullcontext(False) if trainer == "trl" else packed_model(network) as packed:
@@ -135,7 +143,9 @@ def tune(
     return done
 
 
-def prepare(tokenizer, files: dict[str, list], sources: Sources, settings: LoraSettings, config) -> Prepared:
+def prepare(
+    tokenizer, files: dict[str, list], sources: Sources, settings: LoraSettings, config, precision: str
+) -> Prepared:
     """The chats of `files` as tokens, split and mixed. Raises LabError as `encode_all` and `split_held_out` do."""
     context = int(getattr(config.get_text_config(), "max_position_embeddings", 2048))
     longest = min(settings.max_length or context, context)
@@ -147,7 +157,7 @@ def prepare(tokenizer, files: dict[str, list], sources: Sources, settings: LoraS
         chats, held_out = split_held_out(chats, settings.held_out_share, settings.seed)
     per_step = settings.batch_size * settings.accumulate
     mixture = Mixture(chats, encoded.get("replay", ()), settings.replay_share, settings.seed, per_step)
-    return Prepared(mixture, tuple(held_out), train_settings(settings, mixture, longest))
+    return Prepared(mixture, tuple(held_out), train_settings(settings, mixture, longest, precision))
 
 
 def _run(loop: ChatTrainer, made_of: dict[str, str], out: Path, on_row, resume: bool, seconds: float):

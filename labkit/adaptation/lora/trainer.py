@@ -164,8 +164,8 @@ def mean_loss(model: nn.Module, batches: Sequence[PackedBatch], packed: bool) ->
     return torch.stack(losses).sum().item()
 
 
-def train_settings(settings: LoraSettings, mixture: Mixture, longest: int) -> TrainSettings:
-    """The loop's own numbers for a run over `mixture`."""
+def train_settings(settings: LoraSettings, mixture: Mixture, longest: int, precision: str) -> TrainSettings:
+    """The loop's own numbers for a run over `mixture`, computed in `precision`."""
     steps = settings.steps or max(1, round(settings.epochs * mixture.steps_per_epoch))
     return TrainSettings(
         steps=steps,
@@ -178,5 +178,5 @@ def train_settings(settings: LoraSettings, mixture: Mixture, longest: int) -> Tr
         log_every=settings.log_every,
         seed=settings.seed,
         accumulate=settings.accumulate,
-        precision=settings.precision,
+        precision=precision,
     )
