@@ -283,18 +283,20 @@ def quantization_plot(rows: Sequence, model: str) -> Plot:
             size, value = finite(_field(row, "size_bytes")), finite(_field(row, key))
             if size is None or value is None:
                 continue
-            style = {"color": PALETTE[number % len(PALETTE)], "marker": "os^DvPX*<"[number % 9], "ms": 8}
+            style = {"color": PALETTE[number % len(PALETTE)], "marker": "os^DvPX*<"[number % 9], "ms": 8, "alpha": 0.8}
             axes.plot([size / 1e6], [value], linestyle="", label=_field(row, "format"), **style)
         axes.set(xlabel="weights (MB)", ylabel=label)
         axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
     divergence, speed = figure.axes
     divergence.set_yscale("symlog", linthresh=1e-6)  # float32's own 0 has a place on it
-    divergence.set_ylim(bottom=0)
-    speed.set_ylim(bottom=0)
+    divergence.set_ylim(-1e-7, 3 * divergence.get_ylim()[1])
+    divergence.set_title("left and down is better", fontsize="small")
+    speed.set_yscale("log")
+    speed.set_title("left and up is better", fontsize="small")
     figure.legend(*divergence.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     devices = ", ".join(dict.fromkeys(str(_field(row, "device")) for row in run))
-    figure.suptitle(f"{model} in {len(run)} formats on {devices}: down and left is better, up and left is faster")
+    figure.suptitle(f"{model} in {len(run)} formats on {devices}", fontsize="medium")
     return figure
 
 

@@ -8,22 +8,25 @@ from rich.text import Text
 from labkit.adaptation.quantization import FormatRow
 from labkit.report.tables import plain_table, wrapping_table
 
-NOTES = """\
-KL and top-1 are against float32 on the same held-out tokens; judge a format by them, not by perplexity, which may fall
-by chance. The peak is that of the process without what Python and the libraries take. `labkit memory` predicts with the
-weights that a format leaves alone in 16 bit: on a CPU bitsandbytes keeps them in 32."""
+NOTES = (
+    "MB, the formula of `labkit memory` for them, and the peak of memory are in 10^6 bytes; the first token in ms. KL "
+    "and top-1 are against float32 on the same tokens; judge a format by them, not by perplexity, which may fall by "
+    "chance. The peak is that of the process without what Python and the libraries take. The formula counts weights "
+    "that a format leaves alone in 16 bit: on a CPU bitsandbytes keeps them in 32."
+)
 
 
 def print_formats(rows: Sequence[FormatRow], console: Console | None = None) -> None:
     """A line for each format that was run, and why the others were not."""
     console = console or Console(highlight=False)
-    table = plain_table("format", "on", "MB", "predicted", "peak MB", "tok/s", "first ms", "perplexity", "KL", "top-1")
+    table = plain_table("format", "MB", "formula", "peak", "tok/s", "first", "perplex.", "KL", "top-1")
     for row in rows:
         if not row.not_run:
             table.add_row(*map(Text, _cells(row)))
     console.print(table)
     scored = next((row.scored_tokens for row in rows if row.scored_tokens), 0)
-    console.print(f"{scored} tokens of held-out answers were scored. {NOTES}", markup=False)
+    devices = ", ".join(dict.fromkeys(row.device for row in rows if row.device))
+    console.print(f"{scored} tokens of held-out answers were scored, on {devices}. {NOTES}", markup=False)
     if missed := [row for row in rows if row.not_run]:
         reasons = wrapping_table("not run", "why")
         for row in missed:
@@ -34,7 +37,6 @@ def print_formats(rows: Sequence[FormatRow], console: Console | None = None) -> 
 def _cells(row: FormatRow) -> list[str]:
     return [
         row.format,
-        row.device,
         _megabytes(row.size_bytes),
         _megabytes(row.predicted_bytes),
         _megabytes(row.own_peak_bytes),
@@ -42,9 +44,9 @@ def _cells(row: FormatRow) -> list[str]:
         f"{row.first_token_seconds * 1000:.1f}",
         f"{row.perplexity:.4f}",
         f"{row.kl:.1e}",
-        f"{row.top1_agreement:.2%}",
+        f"{row.top1_agreement:.1%}",
     ]
 
 
 def _megabytes(size: int | None) -> str:
-    return "" if size is None else f"{size / 1e6:,.2f}"
+    return "" if size is None else f"{size / 1e6:.2f}" if size < 1e8 else f"{size / 1e6:,.0f}"
