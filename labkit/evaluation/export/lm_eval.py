@@ -40,6 +40,8 @@ def write_lm_eval(export: Export, folder: Path) -> str:
     timed = [case.case_id for case in export.cases if NO_CLOCK in case.check]
     if timed:
         left_out.append(f"`{NO_CLOCK}` of {', '.join(timed)}: the harness tells no metric how long an answer took")
+    if export.sampling.temperature:
+        left_out.append("`--seed`: the harness sends a seed of its own")
     command = _command(export)
     words = ["The tasks are judged by labkit's checks: install `labkit` and `lm_eval` in one environment. `passed` is"]
     words += ["the share of cases that pass, for each risk on its own."]
