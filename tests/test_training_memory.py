@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from itertools import accumulate
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from labkit.landscape.training_memory import (
     training_step,
 )
 
+BATCH, CONTEXT = 2, 64
 SHAPES = {
     "grouped": LlamaConfig(
         hidden_size=128,
@@ -60,8 +62,8 @@ def in_four_bits(model):
     return model
 
 
-def kept_by_torch(config, mode, precision, dropout, targets=LORA_TARGETS, batch=2, context=64):
-    """Bytes of the storages that autograd keeps of one step, each once, without the parameters."""
+def to_train(config, mode, precision, dropout, targets=LORA_TARGETS):
+    """A model of random weights as a training loop has it: adapters of rank 8, or everything trained."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
@@ -72,6 +74,12 @@ def kept_by_torch(config, mode, precision, dropout, targets=LORA_TARGETS, batch=
     if mode != "full":
         adapter = LoraConfig(r=8, lora_dropout=dropout, target_modules=list(targets))
         model = get_peft_model(model, adapter, autocast_adapter_dtype=precision != "bf16")
+    return model.train()
+
+
+def kept_by_torch(config, mode, precision, dropout, targets=LORA_TARGETS):
+    """Bytes of the storages that autograd keeps of one step, each once, without the parameters."""
+    model = to_train(config, mode, precision, dropout, targets)
     owned = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
 
@@ -79,14 +87,39 @@ def kept_by_torch(config, mode, precision, dropout, targets=LORA_TARGETS, batch=
         kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
-    ids = torch.randint(0, config.vocab_size, (batch, context))
+    ids = torch.randint(0, config.vocab_size, (BATCH, CONTEXT))
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed"),
         warnings.catch_warnings(action="ignore"),
     ):
-        model.train()(input_ids=ids, labels=ids)
+        model(input_ids=ids, labels=ids)
     return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in owned)
+
+
+def peak_of_torch(config, plan):
+    """The most bytes that one step, forward and backward, had allocated at once on top of the model."""
+    model = to_train(config, plan.mode, plan.precision, plan.dropout)
+    if plan.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    ids = torch.randint(0, config.vocab_size, (BATCH, CONTEXT))
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=plan.precision == "mixed"):
+            output = model(input_ids=ids, labels=ids)
+        loss = output.loss
+        if not plan.keeps_logits:
+            del output
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    with warnings.catch_warnings(action="ignore"):
+        step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+            step()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(accumulate(sizes))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -107,13 +140,60 @@ def test_activations_are_what_torch_keeps(tmp_path, shape, mode, precision, drop
     config.save_pretrained(tmp_path)
     model = model_at(str(tmp_path))
     plan = TrainingPlan(
-        mode, context=64, batch=2, rank=8, dropout=dropout, targets=targets or LORA_TARGETS, precision=precision
+        mode,
+        context=CONTEXT,
+        batch=BATCH,
+        rank=8,
+        dropout=dropout,
+        targets=targets or LORA_TARGETS,
+        precision=precision,
     )
-    form = PRECISIONS[precision]
-    on_cpu = {"bf16": 2, "fp32": 4, "mixed": 4}[precision]  # a CPU keeps the mask as numbers, CUDA as booleans
-    step = training_step(plan, "" if mode == "full" else "bf16", form, mask_bytes=on_cpu)
+    step, form = on_cpu(plan), PRECISIONS[precision]
     counted = saved_bytes(model, step) + logits_bytes(model, step) + copied_bytes(model, plan, form)
     assert counted == pytest.approx(kept_by_torch(config, mode, precision, dropout, targets), rel=0.01)
+
+
+def on_cpu(plan):
+    """The step on a CPU, which keeps a dropout mask as numbers of the adapter's type; CUDA keeps booleans."""
+    quant, widths = "" if plan.mode == "full" else "bf16", {"bf16": 2, "fp32": 4, "mixed": 4}
+    return training_step(plan, quant, PRECISIONS[plan.precision], mask_bytes=widths[plan.precision])
+
+
+@pytest.mark.parametrize(
+    ("mode", "precision", "dropout", "options"),
+    [
+        ("lora", "fp32", 0.0, {}),
+        ("qlora", "bf16", 0.0, {"keeps_logits": True}),
+        ("full", "mixed", 0.0, {}),
+        ("lora", "fp32", 0.0, {"checkpointing": True}),
+    ],
+)
+def test_the_peak_of_a_step_is_the_moment_of_the_loss(tmp_path, mode, precision, dropout, options):
+    config = LlamaConfig(**SHAPES["grouped"].to_dict() | {"vocab_size": 3000})
+    config.save_pretrained(tmp_path)
+    plan = TrainingPlan(mode, precision=precision, context=CONTEXT, batch=BATCH, rank=8, dropout=dropout, **options)
+    found = training_memory(str(tmp_path), plan)
+    resident = found.weights + found.adapter + found.optimizer
+    assert found.torch_peak - resident == pytest.approx(peak_of_torch(config, plan), rel=0.01)
+
+
+@pytest.mark.parametrize(("mode", "checkpointing"), [("lora", True), ("lora", False)])
+def test_with_a_small_vocabulary_a_layers_backward_pass_bounds_the_peak(tmp_path, mode, checkpointing):
+    config = LlamaConfig(**SHAPES["grouped"].to_dict() | {"vocab_size": 64})
+    config.save_pretrained(tmp_path)
+    plan = TrainingPlan(
+        mode,
+        precision="bf16",
+        context=CONTEXT,
+        batch=BATCH,
+        rank=8,
+        dropout=0.0,
+        checkpointing=checkpointing,
+    )
+    found = training_memory(str(tmp_path), plan)
+    resident = found.weights + found.adapter + found.optimizer
+    assert max(found.moments, key=lambda moment: moment[1])[0] == "a layer's backward pass"
+    assert 1 <= (found.torch_peak - resident) / peak_of_torch(config, plan) < 1.5  # an upper bound, not a count
 
 
 @pytest.mark.parametrize(
