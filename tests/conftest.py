@@ -5,9 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from notebook_packs import NotebookPacks
 from tiny_server import SMALL, make_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(NotebookPacks())
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +56,11 @@ def server(tiny_model_folder, tmp_path_factory):
         yield handle
 
 
-# The files that take minutes begin first, so that the two workers of `make test` end together.
-LONG = ("test_end_to_end.py", "test_corpus.py", "test_parallel.py", "test_resume.py", "test_drills.py")
+# What takes longest begins first, so that the two workers of `make test` end together.
+LONG = ("test_end_to_end.py", "test_gpu_routes.py", ".ipynb", "test_corpus.py", "test_parallel.py", "test_drills.py")
+LONG += ("test_cli.py", "test_evaluation.py", "test_serving_process.py", "test_serving_benchmark.py")
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in LONG)
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, places.get(item.path.suffix, len(LONG))))

@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -154,9 +156,38 @@ def test_a_second_make_run_installs_nothing(tmp_path):
     assert "run --route local_cpu" in second
 
 
-def test_the_tests_never_write_into_the_learners_pack():
+def test_make_test_runs_the_notebooks_too():
     plan = make("--dry-run", "--assume-old=pyproject.toml", "test")
-    assert re.search(r"LABKIT_EVIDENCE=\S+.*--nbval-lax", plan, re.S)
+    assert re.search(r"-m pytest tests notebooks --nbval-lax --nbval-current-env", plan)
+
+
+def test_a_notebook_under_nbval_fills_a_pack_that_is_not_the_learners(tmp_path):
+    """Two notebooks that read each other's files fill one pack, and one that reads none fills its own."""
+    show = "import os, pathlib\npathlib.Path({!r}).write_text(os.environ['LABKIT_EVIDENCE'])"
+    files = {name: tmp_path / f"13_{name}_x.ipynb" for name in "346"}
+    for name, file in files.items():
+        nbformat.write(
+            nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(show.format(str(tmp_path / name)))]), file
+        )
+    command = [
+        "-m",
+        "pytest",
+        "--nbval-lax",
+        "--nbval-current-env",
+        "-q",
+        "-k",
+        "Cell",
+        str(ROOT / "tests" / "test_gpt2.py"),
+    ]
+    environment = {**os.environ, "LABKIT_EVIDENCE": str(tmp_path / "learner")}
+    done = subprocess.run(
+        [sys.executable, *command, *files.values()], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stdout
+    packs = [(tmp_path / name).read_text() for name in "346"]
+    assert packs[0] == packs[1] != packs[2]
+    assert str(tmp_path / "learner") not in packs
+    assert not any(Path(pack).exists() for pack in packs)
 
 
 def test_ci_runs_exactly_make_test():

@@ -1,0 +1,43 @@
+"""The routes that want a GPU: what they leave where there is one, and where there is none."""
+
+import pytest
+
+from labkit.environment import choose_device
+from labkit.evidence import read_manifest
+from labkit.verification import Verdict, verify
+from labkit.workbook import run_workbook
+
+ON_GPU = choose_device("auto").name == "cuda"
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory):
+    """Each GPU route's pack. Without a GPU one of the two runs whole, and 13.1 is what the other has of its own."""
+    folders = {route: tmp_path_factory.mktemp(route) / "pack" for route in ("free_colab", "rented_gpu")}
+    run_workbook("free_colab", folders["free_colab"])
+    run_workbook("rented_gpu", folders["rented_gpu"], lesson=None if ON_GPU else "13.1")
+    return folders
+
+
+@pytest.mark.parametrize("route", ["free_colab", *(["rented_gpu"] if ON_GPU else [])])
+def test_a_gpu_route_runs_and_claims_only_what_it_saw(packs, route):
+    """Without a GPU the route records that, falls back, and the pack says smoke test."""
+    found = verify(packs[route])
+    assert found.exit_code == 0, [f for f in found.artifacts if f.verdict is not Verdict.SUPPORTED]
+    claims = {claim.name: claim.verdict for claim in found.claims}
+    assert claims["Training: CUDA acceptance (GPU)"] is (Verdict.SUPPORTED if ON_GPU else Verdict.NOT_YET)
+
+
+@pytest.mark.parametrize(("route", "plan"), [("free_colab", "colab_notes.md"), ("rented_gpu", "gpu_plan.md")])
+def test_a_gpu_route_begins_with_its_plan(packs, route, plan):
+    folder = packs[route]
+    assert (folder / plan).exists()
+    if not ON_GPU:
+        assert "Missing GPU" in (folder / "compute_route.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("route", ["free_colab", "rented_gpu"])
+def test_lesson_13_1_is_supported_on_a_gpu_route(packs, route):
+    found = verify(packs[route], lesson="13.1")
+    assert [item.name for item in found.artifacts if item.verdict is not Verdict.SUPPORTED] == []
+    assert "notebooks/13_1_compute_route.ipynb" in read_manifest(packs[route])["files"]
