@@ -4,15 +4,15 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import notebook_packs
 import pytest
-from notebook_packs import NotebookPacks
 from tiny_server import SMALL, make_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(NotebookPacks())
+    config.pluginmanager.register(notebook_packs)
 
 
 @pytest.fixture(scope="session")
