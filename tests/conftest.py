@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""What several test files share. Imports are in the fixtures: the process that only spreads the tests needs none."""
 
 import importlib.util
 import sys
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import notebook_packs
 import pytest
-from tiny_server import SMALL, make_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,6 +34,8 @@ def embedded():
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory):
+    from tiny_server import make_tiny_model
+
     return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
@@ -48,6 +49,8 @@ def tiny_model(tiny_model_folder):
 @pytest.fixture(scope="session")
 def server(tiny_model_folder, tmp_path_factory):
     """`labkit serve` as a process, as learners run it."""
+    from tiny_server import SMALL
+
     from labkit.serving.ports import free_port
     from labkit.serving.runtimes import start_server
 
