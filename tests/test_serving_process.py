@@ -200,7 +200,7 @@ def test_a_server_stopped_while_its_model_loads_leaves_a_proof_too(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
         try:
             until(lambda: port_open("127.0.0.1", port))
-            until(lambda: httpx.get(f"http://127.0.0.1:{port}/health").status_code == 503)
+            until(lambda: httpx.get(f"http://127.0.0.1:{port}/health", timeout=20).status_code == 503)
             server.send_signal(signal.SIGINT)
             said = server.communicate(timeout=60)[1]
         finally:
