@@ -5,8 +5,10 @@ ROUTE ?= local_cpu
 # More options for pip, for instance the address of an index that carries torch's CPU build (see the README).
 PIP_OPTIONS ?=
 
-# Two test files at a time, each process with one thread for its arithmetic; most of a test is waiting for imports.
+# Two test files or packs of notebooks at a time, each process with one thread for its arithmetic. The notebooks are
+# among the tests, not after them: they take turns with them, and one summary at the end tells of all.
 TWO_AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
+NBVAL := --nbval-lax --nbval-current-env
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -31,10 +33,8 @@ $(STAMP): pyproject.toml
 run: setup  ## run the workbook on ROUTE (default local_cpu), verify the pack, write the report
 	@$(BIN)/labkit run --route $(ROUTE)
 
-test: setup  ## run the whole test suite, then the notebooks under nbval
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(TWO_AT_ONCE)
-	@pack=$$(mktemp -d) && trap 'rm -rf "$$pack"' EXIT && \
-	  LABKIT_EVIDENCE=$$pack $(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
+test: setup  ## run the whole test suite, and the notebooks under nbval with it
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests notebooks $(NBVAL) $(TWO_AT_ONCE)
 
 lab: setup  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks

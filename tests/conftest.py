@@ -1,13 +1,17 @@
-"""What several test files share."""
+"""What several test files share. Imports are in the fixtures: the process that only spreads the tests needs none."""
 
 import importlib.util
 import sys
 from pathlib import Path
 
+import notebook_packs
 import pytest
-from tiny_server import SMALL, make_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(notebook_packs)
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +34,8 @@ def embedded():
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory):
+    from tiny_server import make_tiny_model
+
     return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
@@ -43,6 +49,8 @@ def tiny_model(tiny_model_folder):
 @pytest.fixture(scope="session")
 def server(tiny_model_folder, tmp_path_factory):
     """`labkit serve` as a process, as learners run it."""
+    from tiny_server import SMALL
+
     from labkit.serving.ports import free_port
     from labkit.serving.runtimes import start_server
 
@@ -51,9 +59,11 @@ def server(tiny_model_folder, tmp_path_factory):
         yield handle
 
 
-# The files that take minutes begin first, so that the two workers of `make test` end together.
-LONG = ("test_end_to_end.py", "test_corpus.py", "test_parallel.py", "test_resume.py", "test_drills.py")
+# What takes longest begins first, so that the two workers of `make test` end together.
+LONG = ("test_end_to_end.py", "test_gpu_routes.py", ".ipynb", "test_corpus.py", "test_parallel.py", "test_drills.py")
+LONG += ("test_cli.py", "test_evaluation.py", "test_serving_process.py", "test_serving_benchmark.py")
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in LONG)
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, places.get(item.path.suffix, len(LONG))))

@@ -1,5 +1,6 @@
 """The console script as a learner meets it: its outputs, its files, its exit codes, and never a traceback."""
 
+import io
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 
 from labkit.cli import main
 from labkit.decisions import example_project, open_weight_route
@@ -31,15 +33,27 @@ def labkit(*words: object, code: int = 0, stdin: str = "") -> str:
     return printed
 
 
-def refusal(capsys, *words: object) -> str:
-    """What the command says to bad input, run in this process: imports are most of the time of a new one."""
+def here(capsys, *words: object, code: int = 0, stdin: str = "") -> tuple[str, str]:
+    """The same command run in this process: imports are most of the time of a new one. What it printed on each stream.
+
+    Each command that is run so is run by `labkit` somewhere too.
+    """
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "argv", ["labkit", *map(str, words)])
+        patched.setattr(sys, "stdin", io.StringIO(stdin))
+        patched.setenv("COLUMNS", "100")
+        patched.setattr(torch.cuda, "is_available", lambda: False)
         with pytest.raises(SystemExit) as stopped:
             main()
-    assert stopped.value.code == 2
-    printed = capsys.readouterr().err
-    assert "Traceback" not in printed
+    assert (stopped.value.code or 0) == code
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    return printed.out, printed.err
+
+
+def refusal(capsys, *words: object) -> str:
+    """What the command says to bad input."""
+    printed = here(capsys, *words, code=2)[1]
     assert "next: " in printed
     return printed
 
@@ -50,8 +64,8 @@ def test_help_lists_the_commands():
         assert f"\n  {command}" in printed
 
 
-def test_env_in_text_and_json():
-    assert "Device reason: " in labkit("env")
+def test_env_in_text_and_json(capsys):
+    assert "Device reason: " in here(capsys, "env")[0]
     assert json.loads(labkit("env", "--json"))["device"] == "cpu"
 
 
@@ -72,8 +86,8 @@ def test_train_writes_the_run_and_says_smoke_test(tmp_path):
     assert read_manifest(tmp_path)["route"] == "local_cpu"
 
 
-def test_train_on_a_device_that_is_absent_leaves_no_file(tmp_path):
-    printed = labkit("train", "--device", "cuda", "--out", tmp_path / "new", code=2)
+def test_train_on_a_device_that_is_absent_leaves_no_file(tmp_path, capsys):
+    printed = refusal(capsys, "train", "--device", "cuda", "--out", tmp_path / "new")
     assert "the device cuda was asked for" in printed
     assert "next: use --device auto or cpu" in printed
     assert not (tmp_path / "new").exists()
@@ -98,24 +112,20 @@ def test_train_names_what_is_wrong_and_leaves_no_file(tmp_path, capsys, words, m
     assert not (tmp_path / "new").exists()
 
 
-def test_chat_answers_and_keeps_the_first_run(tmp_path):
+def test_chat_answers_and_keeps_the_first_run_without_a_folder_of_this_machine(tmp_path):
     question = "How many days does a customer have to return an item?"
-    printed = labkit("chat", "--prompt", question, "--note", "POL-01", "--out", tmp_path)
+    printed = labkit("chat", "--prompt", question, "--note", "POL-01", "--out", tmp_path / "pack")
     assert printed.strip() == "A customer may return an item within 30 days of delivery. [POL-01]"
-    text = (tmp_path / "first_run.md").read_text(encoding="utf-8")
+    text = (tmp_path / "pack" / "first_run.md").read_text(encoding="utf-8")
     assert f"- Output: {printed.strip()}\n" in text
     assert "- Model: mini-instruct" in text
     assert "--note POL-01" in text
+    assert str(tmp_path) not in text
 
 
-def test_chat_reads_questions_line_by_line():
-    assert len(labkit("chat", "--max-tokens", "8", stdin="Hello\n\nMany thanks\n").splitlines()) == 2
-
-
-def test_the_first_run_names_no_folder_of_this_machine(tmp_path):
-    out = tmp_path / "pack"
-    labkit("chat", "--prompt", "Hello", "--max-tokens", "4", "--out", out)
-    assert str(tmp_path) not in (out / "first_run.md").read_text(encoding="utf-8")
+def test_chat_reads_questions_line_by_line(capsys):
+    printed, _ = here(capsys, "chat", "--max-tokens", "8", stdin="Hello\n\nMany thanks\n")
+    assert len(printed.splitlines()) == 2
 
 
 def test_chat_refuses_an_unknown_note_and_model(capsys):
@@ -123,8 +133,8 @@ def test_chat_refuses_an_unknown_note_and_model(capsys):
     assert "no model folder called nowhere" in refusal(capsys, "chat", "--prompt", "x", "--model", "./nowhere")
 
 
-def test_eval_writes_results_and_prints_a_table_by_risk(tmp_path):
-    printed = labkit("eval", "--out", tmp_path)
+def test_eval_writes_results_and_prints_a_table_by_risk(tmp_path, capsys):
+    printed, _ = here(capsys, "eval", "--out", tmp_path)
     for risk in ("format", "grounding", "safety", "performance", "regression"):
         assert risk in printed
     assert len(read_csv(tmp_path / "eval_results.csv")) == read_json(tmp_path / "eval_summary.json")["cases"]
@@ -200,9 +210,9 @@ def test_decide_writes_the_route_of_the_chapters_project(tmp_path):
 
 
 def test_verify_reads_a_half_made_pack_and_reports(tmp_path, capsys):
-    labkit(*TRAINING, "--out", tmp_path)
+    here(capsys, *TRAINING, "--out", tmp_path)
     assert "not yet" in labkit("verify", tmp_path, code=1)
-    found = json.loads(labkit("verify", tmp_path, "--json", "--lesson", "13.2", code=1))
+    found = json.loads(here(capsys, "verify", tmp_path, "--json", "--lesson", "13.2", code=1)[0])
     assert found["exit_code"] == 1
     assert "report.html" in labkit("report", tmp_path)
     assert "no pack in nothing" in refusal(capsys, "verify", tmp_path / "nothing")

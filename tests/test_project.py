@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -154,9 +156,27 @@ def test_a_second_make_run_installs_nothing(tmp_path):
     assert "run --route local_cpu" in second
 
 
-def test_the_tests_never_write_into_the_learners_pack():
+def test_make_test_runs_the_notebooks_too():
     plan = make("--dry-run", "--assume-old=pyproject.toml", "test")
-    assert re.search(r"LABKIT_EVIDENCE=\S+.*--nbval-lax", plan, re.S)
+    assert re.search(r"-m pytest tests notebooks --nbval-lax --nbval-current-env", plan)
+
+
+def test_a_notebook_under_nbval_fills_a_pack_that_is_not_the_learners(tmp_path):
+    """Notebooks that read each other's files fill one pack, and one that reads none fills its own."""
+    show = "import os, pathlib\npathlib.Path({!r}).write_text(os.environ['LABKIT_EVIDENCE'])"
+    for number in "346":
+        cell = nbformat.v4.new_code_cell(show.format(str(tmp_path / number)))
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / f"13_{number}_x.ipynb")
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", tmp_path]
+    command += [word for plugin in ("nbval.plugin", "xdist.plugin", "notebook_packs") for word in ("-p", plugin)]
+    environment = {**os.environ, "LABKIT_EVIDENCE": str(tmp_path / "learner"), "PYTHONPATH": str(ROOT / "tests")}
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # a second less
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout
+    packs = [(tmp_path / number).read_text() for number in "346"]
+    assert packs[0] == packs[1] != packs[2]
+    assert str(tmp_path / "learner") not in packs
+    assert not any(Path(pack).exists() for pack in packs)
 
 
 def test_ci_runs_exactly_make_test():

@@ -152,6 +152,7 @@ def test_a_new_run_does_not_leave_the_old_snapshot_to_be_resumed(tmp_path, whole
 
 def test_another_precision_is_another_run(tmp_path, monkeypatch):
     """What "auto" chooses may differ on the machine that a cloud lends next time."""
+    monkeypatch.setattr(loop, "choose_precision", lambda *_: Precision("fp32", "it has no others"))
     interrupted(tmp_path, 4)
     monkeypatch.setattr(loop, "choose_precision", lambda *_: Precision("bf16", "it has them"))
     with pytest.raises(LabError, match="precision was fp32 and is bf16"):

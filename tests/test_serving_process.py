@@ -198,10 +198,13 @@ def test_a_server_stopped_while_its_model_loads_leaves_a_proof_too(tmp_path):
     port = free_port()
     command = [sys.executable, "-m", "labkit.cli", "serve", "--port", str(port), "--hourly", "3600"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
-        until(lambda: port_open("127.0.0.1", port))
-        until(lambda: httpx.get(f"http://127.0.0.1:{port}/health").status_code == 503)
-        server.send_signal(signal.SIGINT)
-        said = server.communicate(timeout=60)[1]
+        try:
+            until(lambda: port_open("127.0.0.1", port))
+            until(lambda: httpx.get(f"http://127.0.0.1:{port}/health", timeout=20).status_code == 503)
+            server.send_signal(signal.SIGINT)
+            said = server.communicate(timeout=60)[1]
+        finally:
+            server.kill()  # the end of the block waits for it, for ever where a line above has failed
     proof = left(port)
     assert (proof["signal"], proof["pid"], proof["port_closed"]) == ("SIGINT", server.pid, True), said
     assert (proof["model"], proof["requests_served"]) == ("mini-instruct", 0)

@@ -135,7 +135,7 @@ def test_numbers_that_make_no_run_are_named(change, message):
 
 def test_accumulated_batches_make_the_step_of_one_large_batch():
     """Two batches of 4 give the mean gradient of 8 windows: the first step moves the weights as far."""
-    settings = TrainSettings(steps=1, batch_size=4, block_size=16, accumulate=2, weight_decay=0.0)
+    settings = TrainSettings(steps=1, batch_size=4, block_size=16, accumulate=2, weight_decay=0.0, precision="fp32")
     parts = Trainer(small_model(), DATA, DATA, settings, "cpu")
     seen = [parts._batches.next() for _ in range(2)]
     parts.close()

@@ -359,14 +359,6 @@ def test_a_server_that_a_failed_lesson_left_behind_is_stopped(one_lesson, tmp_pa
     assert not list(state.iterdir())
 
 
-@pytest.mark.parametrize("name", ROUTE_NAMES)
-def test_lesson_13_1_is_supported_on_every_route(name, tmp_path):
-    workbook.run_workbook(name, tmp_path, lesson="13.1")
-    found = verify(tmp_path, lesson="13.1")
-    assert [item.name for item in found.artifacts if item.verdict is not Verdict.SUPPORTED] == []
-    assert "notebooks/13_1_compute_route.ipynb" in read_manifest(tmp_path)["files"]
-
-
 # What a run tells
 
 

@@ -1,0 +1,47 @@
+"""A plugin: how the tests are spread over processes, and where the notebooks write when nbval runs them."""
+
+import re
+import shutil
+import tempfile
+
+import pytest
+from xdist.scheduler import LoadFileScheduling
+
+# These read no file that another lesson has left, so each has a pack, and may have a process, of its own.
+ALONE = re.compile(r"13_6_\w+\.ipynb$")
+PACKS = pytest.StashKey[dict[str, str]]()
+
+
+def together(file: str) -> str:
+    """What stays in one process: a test file, or all notebooks that fill one pack, in their order."""
+    return file if not file.endswith(".ipynb") or ALONE.search(file) else "notebooks"
+
+
+class ByFileAndPack(LoadFileScheduling):
+    """`--dist loadfile` with the notebooks of one pack as one file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return together(nodeid.split("::", 1)[0])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    return ByFileAndPack(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item):
+    """A notebook's kernel starts in the set-up of its first cell; nothing else needs to see its pack."""
+    if item.path.suffix != ".ipynb":
+        return (yield)
+    packs = item.config.stash.setdefault(PACKS, {})
+    name = together(item.path.name)
+    if name not in packs:
+        packs[name] = tempfile.mkdtemp(prefix="labkit-pack-")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("LABKIT_EVIDENCE", packs[name])
+        return (yield)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    for folder in config.stash.get(PACKS, {}).values():
+        shutil.rmtree(folder, ignore_errors=True)
