@@ -31,10 +31,10 @@ from labkit.generation import (
     json_grammar,
     load_chat_model,
     prefixes,
-    threads_for,
     write_first_run,
 )
 from labkit.generation.batch import Batch
+from labkit.generation.network import threads_for
 from labkit.generation.prefixes import Prefixes
 from labkit.generation.text import GrowingText
 from labkit.layout import MODELS

@@ -22,7 +22,7 @@ from labkit.environment import peak_memory_mib
 from labkit.errors import LabError
 from labkit.export.checkpoint import weights_size
 from labkit.export.onnx import GRAPH, cached_onnx
-from labkit.generation import EMBEDDED, ChatModel, load_chat_model, threads_for
+from labkit.generation import EMBEDDED, ChatModel, load_chat_model
 from labkit.layout import MODELS
 
 TOGETHER = 8  # chats that are scored in one batch
@@ -75,8 +75,6 @@ def measure(job: dict) -> dict:
     model = _load(job)
     size, size_of = _size(job, model)
     cuda = model.device == "cuda"
-    if model.device == "cpu" and model.backend == "transformers":
-        torch.set_num_threads(threads_for(model.parameter_count))
     chats = _chats(job, model)
     first, speed = _speed(model, chats[: job["repeats"]])
     peak = torch.cuda.max_memory_allocated() if cuda else round(peak_memory_mib() * 2**20)

@@ -3,7 +3,7 @@
 from labkit.generation.answer import Answer, Completion, TokenScore, first_stop, held_back
 from labkit.generation.chat_model import EMBEDDED, ChatModel, Message, load_chat_model, write_first_run
 from labkit.generation.constraint import Constraint, json_grammar
-from labkit.generation.network import Images, threads_for
+from labkit.generation.network import Images
 from labkit.generation.sampling import COLDEST, Sampling, choose_token
 from labkit.generation.together import Chat, chat_together
 
@@ -25,6 +25,5 @@ __all__ = [
     "held_back",
     "json_grammar",
     "load_chat_model",
-    "threads_for",
     "write_first_run",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from labkit.generation.network import Images
+from labkit.generation.network import Images, threads_for, torch_threads
 from labkit.generation.prefixes import Layers, Prefixes
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Batch:
 
     def __init__(self, model: PreTrainedModel, prefixes: Prefixes | None = None, adapters: "Adapters | None" = None):
         self._model, self._prefixes, self._adapters = model, prefixes, adapters
+        self._threads = threads_for(model.num_parameters())
         self._slots: list[int] = []
         self._lengths: list[int] = []  # of each slot
         self._positions: list[int] = []  # of each slot's next token
@@ -122,7 +123,8 @@ class Batch:
 
     def _run(self, adapters: Sequence[str], **inputs):
         inputs["use_cache"] = True
-        return self._model(**inputs) if self._adapters is None else self._adapters.run(adapters, inputs)
+        with torch_threads(self._threads):
+            return self._model(**inputs) if self._adapters is None else self._adapters.run(adapters, inputs)
 
     def _mask(self) -> Tensor | None:
         """1 where a row has a token, the one that is given now included, 0 in its padding; None without padding."""

@@ -4,7 +4,8 @@ A backend computes logits for rows that are decoded together. Which token is cho
 what keeps it to a form is decided above (answer.py), and is therefore the same for every backend.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,3 +65,21 @@ class Network(Protocol):
 def threads_for(parameter_count: int) -> int:
     """How many threads a pass of a model on the CPU is worth: a small one leaves the others to the server around it."""
     return 1 if parameter_count <= SMALL else torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """torch computes with `number` threads inside; what trains in the same process keeps its own number outside.
+
+    Two threads wait for each other at every operation, and where another program takes one of the two processors, the
+    wait is a hundred times the work.
+    """
+    before = torch.get_num_threads()
+    if before == number:
+        yield
+        return
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -113,9 +113,7 @@ def _own_proof(server, settings: ServerSettings, begun: str, listener: socket.so
 
 def _loaded_app(settings: ServerSettings):
     """The app around its model, which has made one token: the first is many times slower than the rest."""
-    import torch
-
-    from labkit.generation import Sampling, threads_for
+    from labkit.generation import Sampling
     from labkit.serving.app import create_app
     from labkit.serving.gate import JsonLines
 
@@ -124,8 +122,6 @@ def _loaded_app(settings: ServerSettings):
     logging.getLogger("labkit").addHandler(handler)
     logging.getLogger("labkit").setLevel(logging.INFO)
     model = load_model(settings)
-    if model.device == "cpu":
-        torch.set_num_threads(threads_for(model.parameter_count))
     model.chat([{"role": "user", "content": "Hello"}], Sampling(max_tokens=1))
     return create_app(model, settings)
 
