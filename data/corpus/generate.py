@@ -81,6 +81,7 @@ PRACTICE = Invented(
     phrasings=("late",),
 )
 FINISH = replace(PRACTICE, slots=(*PRACTICE.slots, "material2"), phrasings=("late", "last"), stories=0.6)
+TUNING = replace(PRACTICE, wild=0.9, names=0.95)
 
 
 @dataclass(frozen=True)
@@ -246,6 +247,14 @@ class Writer:
             words |= {key: self._made_up() for key in self.invented.slots if self.rng.random() < self.invented.share}
         return template.format(**({"material2": self._word("materials"), "people": self._word("people")} | words))
 
+    def invented_words(self, fewest: int, most: int) -> str:
+        """Made-up words, one in four of them a word of the lexicon."""
+        words = [
+            self._lexicon_word() if self.rng.random() < 0.25 else self._made_up()
+            for _ in range(self.rng.randint(fewest, most))
+        ]
+        return " ".join(words)
+
     def _made_up(self, start: str = "") -> str:
         piece = self._piece_of_word if self.rng.random() < self.invented.wild else self._syllable
         pieces = self.rng.randint(1 if self.invented.vocabulary else 2, 4) - bool(start)
@@ -328,6 +337,8 @@ def label_chats(seed: int, count: int, held_out: bool = False, invented: Invente
     writer, label = Writer(seed, held_out, invented=invented), GRAMMAR["return_label"]
     for _ in range(count):
         values = writer.values()
+        if invented.vocabulary and not held_out:
+            values["item"] = writer.invented_words(1, 6)
         prompt, answer = writer._ask(label).format(**values), label["answer"].format(**values)
         yield Example("return_label", prompt, answer, "json_schema:return_label;json_equals", answer)
 
@@ -341,9 +352,10 @@ def label_cases(seed: int, count: int) -> list[dict[str, str]]:
 def tuning_examples(seed: int, count: int) -> Iterator[dict]:
     """Chats for tuning: what a file for `labkit lora` holds.
 
-    Their words are drawn as in the last stages of training: copying must go on to hold for words that nobody saw.
+    Nearly all of their words are made up from the model's whole vocabulary, and there are many: tuning on the words of
+    the shop alone teaches the form and unteaches to copy ("piano" came out as "obano").
     """
-    return ({"messages": example.messages()} for example in label_chats(seed, count, invented=PRACTICE))
+    return ({"messages": example.messages()} for example in label_chats(seed, count, invented=TUNING))
 
 
 def replay_examples(seed: int, count: int) -> Iterator[dict]:
