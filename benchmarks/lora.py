@@ -60,7 +60,8 @@ TINY = ONE_B | {
 
 @dataclass(frozen=True)
 class Job:
-    """One process: who trains which folder, on which chats, how. `lengths` is empty for the repository's own chats."""
+    """One process: who trains which folder, on which chats, how. `lengths` is empty for the repository's own chats,
+    else the bounds between which lengths are drawn; the last `scored` of each chat counts in the loss."""
 
     who: str
     model: str
@@ -71,6 +72,14 @@ class Job:
     accumulate: int
     dropout: float
     lengths: tuple[int, int] | tuple[()] = ()
+    scored: float = 0.5
+
+    @property
+    def chats(self) -> str:
+        if not self.lengths:
+            return "the workbook's chats"
+        low, high = self.lengths[0], self.lengths[1] - 1
+        return f"{low if low == high else f'{low} to {high}'} tokens, {self.scored:.0%} scored"
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class Measured:
     peak_reserved_mib: float
     last_loss: float
     batches: str
+    chats: str
 
 
 def settings_of(job: Job) -> LoraSettings:
@@ -110,7 +120,9 @@ def chats_of(job: Job) -> list[EncodedChat]:
         return encode_all(AutoTokenizer.from_pretrained(job.model), chats, 1024, "train.jsonl")
     rng = np.random.default_rng(13)
     lengths = rng.integers(*job.lengths, job.steps * job.batch_size * job.accumulate)
-    return [EncodedChat(rng.integers(3, 500, length), np.arange(length) >= length // 2) for length in lengths]
+    return [
+        EncodedChat(rng.integers(3, 500, length), np.arange(length) >= (1 - job.scored) * length) for length in lengths
+    ]
 
 
 def mixture_of(job: Job) -> Mixture:
@@ -137,9 +149,8 @@ class Watch:
         peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else peak_memory_mib()
         reserved = torch.cuda.max_memory_reserved() / 2**20 if cuda else 0.0
         speed, steps = round(tokens / seconds, 1), len(self._times)
-        return Measured(
-            self._job.who, self._job.quant, speed, steps, round(peak, 1), round(reserved, 1), round(loss, 4), batches
-        )
+        memory = (round(peak, 1), round(reserved, 1))
+        return Measured(self._job.who, self._job.quant, speed, steps, *memory, round(loss, 4), batches, self._job.chats)
 
 
 def train_ours(job: Job) -> Measured:
@@ -245,7 +256,8 @@ def _sft_trainer(model, job: Job, precision: str, mixture: Mixture, folder: str,
 
 def run_process(job: Job) -> Measured | None:
     """`job` in a process of its own; None, with what it said, where it failed."""
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "HF_HUB_OFFLINE": "1"}
+    paths = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     if job.device == "cpu":
         environment |= {"OMP_NUM_THREADS": str(THREADS)}
     words = [sys.executable, str(Path(__file__).resolve()), "--job", json.dumps(asdict(job))]
@@ -285,28 +297,31 @@ def compare_on_gpu(device: str, tiny: bool, repeats: int, steps: int) -> list[Me
             torch.cuda.empty_cache()
         ours = Job("labkit", model, device, "none", steps, 4, 1, 0.0, (24, 40) if tiny else (384, 640))
         jobs = [replace(ours, who=who, quant=quant) for quant in ("none", "nf4") for who in ("labkit", peer)]
-        return [done for job in jobs * repeats if (done := run_process(job))]
+        equal = {"lengths": (32, 33) if tiny else (512, 513), "scored": 1.0, "steps": 6}
+        memory = [replace(ours, quant=quant, **equal) for quant in ("none", "nf4")]
+        return [done for job in [*jobs * repeats, *memory] if (done := run_process(job))]
 
 
 def table(runs: list[Measured]) -> str:
-    """Medians and the spread (lowest to highest), and ours as a multiple of theirs."""
-    lines = ["| who | base | tokens/s | spread | peak MiB | reserved MiB | last loss | batches |", "|" + "---|" * 8]
-    medians: dict[tuple[str, str], float] = {}
-    for who, quant in dict.fromkeys((run.who, run.quant) for run in runs):
-        own = [run for run in runs if (run.who, run.quant) == (who, quant)]
+    """Medians and the spread (lowest to highest), and ours as a multiple of theirs on the same chats."""
+    head = ("chats", "who", "base", "tokens/s", "spread", "peak MiB", "reserved MiB", "last loss", "batches")
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    medians: dict[tuple[str, str, str], float] = {}
+    for chats, who, quant in dict.fromkeys((run.chats, run.who, run.quant) for run in runs):
+        own = [run for run in runs if (run.chats, run.who, run.quant) == (chats, who, quant)]
         speeds = [run.tokens_per_second for run in own]
-        medians[quant, who] = statistics.median(speeds)
+        medians[chats, quant, who] = statistics.median(speeds)
         memory, reserved = max(run.peak_memory_mib for run in own), max(run.peak_reserved_mib for run in own)
         spread = f"{min(speeds):,.0f} to {max(speeds):,.0f}"
         lines.append(
-            f"| {who} | {quant} | {medians[quant, who]:,.0f} | {spread} | {memory:,.0f} | {reserved:,.0f} "
-            f"| {own[-1].last_loss:.4f} | {own[-1].batches} |"
+            f"| {chats} | {who} | {quant} | {medians[chats, quant, who]:,.0f} | {spread} | {memory:,.0f} "
+            f"| {reserved:,.0f} | {own[-1].last_loss:.4f} | {own[-1].batches} |"
         )
-    for quant in dict.fromkeys(quant for quant, _ in medians):
-        named = {who: speed for (each, who), speed in medians.items() if each == quant}
+    for chats, quant in dict.fromkeys((chats, quant) for chats, quant, _ in medians):
+        named = {who: speed for (*where, who), speed in medians.items() if where == [chats, quant]}
         if len(named) == 2:
             ours, theirs = named.pop("labkit"), next(iter(named.items()))
-            lines.append(f"\nlabkit with base {quant}: {ours / theirs[1]:.2f} times {theirs[0]}")
+            lines.append(f"\nlabkit with base {quant}: {ours / theirs[1]:.2f} times {theirs[0]} ({chats})")
     return "\n".join(lines)
 
 

@@ -116,6 +116,8 @@ def packed_model(model: nn.Module) -> Iterator[bool]:
     AttentionInterface.register(PACKED, packed_attention)
     AttentionMaskInterface.register(PACKED, lambda *_, **__: None)
     model.set_attn_implementation(PACKED)
+    planned = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each length, which costs more than the attention
     try:
         works = _separates(model)
         if not works:
@@ -123,6 +125,7 @@ def packed_model(model: nn.Module) -> Iterator[bool]:
         yield works
     finally:
         model.set_attn_implementation(before)
+        torch.backends.cuda.enable_cudnn_sdp(planned)
 
 
 def _windowed(model: nn.Module) -> bool:
