@@ -185,8 +185,14 @@ def version_warnings(on_disk: dict[str, str]) -> tuple[str, ...]:
 
 
 def requirements_freeze() -> str:
-    """Every installed distribution as `name==version`, sorted: what `pip freeze` says, without paths or URLs."""
-    found = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    """Every installed distribution as `name==version`, sorted: what `pip freeze` says, without paths or URLs.
+
+    Of two versions on the path Python imports the first, so the first is told.
+    """
+    found: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        if name := distribution.metadata["Name"]:
+            found.setdefault(name.lower(), distribution.version)
     return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
 
 

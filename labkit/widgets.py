@@ -169,7 +169,7 @@ def review_table(pack: Pack, results: Sequence["Result"], lesson: str = "13.4") 
 def _review_html(result: "Result", place: int, total: int) -> str:
     case, verdict = result.case, result.verdict
     automatic = f"{'pass' if verdict.passed else 'fail'} ({verdict.kind}): {verdict.reason}"
-    asked, answer = result.prompt or case.full_prompt(), result.reply.text or "(empty)"
+    asked, answer = result.asked.messages[-1]["content"], result.reply.text or "(empty)"
     rows = {"Wanted": case.expected_behavior, "Asked": asked, "Answer": answer, "Automatic": automatic}
     title = f"<p><b>{place} of {total}: {escape(case.case_id)}</b> ({escape(case.risk)})</p>"
     return title + _record_html(rows, "white-space: pre-wrap; overflow-wrap: anywhere")

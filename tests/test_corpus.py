@@ -23,7 +23,8 @@ def training_prompts(corpus) -> list[str]:
     return made + [turn["content"] for chat in tuning for turn in chat if turn["role"] == "user"]
 
 
-CASE_FILES = ("eval_cases.csv", "eval_cases_held_out.csv", "update_cases.csv", "label_cases.csv")
+LABELS = ("label_cases.csv", "rare_label_cases.csv")
+CASE_FILES = ("eval_cases.csv", "eval_cases_held_out.csv", "update_cases.csv", *LABELS)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,13 @@ def test_same_seed_same_corpus(corpus):
 
 def test_committed_files_are_those_of_the_generator(corpus, tmp_path):
     corpus.write_committed(tmp_path, 13)
-    for name in ("corpus/shop.txt", "corpus/held_out_cases.csv", "label_cases.csv", "train.jsonl"):
+    for name in (
+        "corpus/shop.txt",
+        "corpus/held_out_cases.csv",
+        "label_cases.csv",
+        "rare_label_cases.csv",
+        "train.jsonl",
+    ):
         assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), f"{name}: run generate.py --committed"
 
 

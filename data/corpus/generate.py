@@ -81,6 +81,7 @@ PRACTICE = Invented(
     phrasings=("late",),
 )
 FINISH = replace(PRACTICE, slots=(*PRACTICE.slots, "material2"), phrasings=("late", "last"), stories=0.6)
+SHOP_WORDS = Invented(share=0.0, names=0.0)
 TUNING = replace(PRACTICE, wild=0.9, names=0.95)
 
 
@@ -332,30 +333,35 @@ def _case_row(case_id: str, risk: str, example: Example) -> dict[str, str]:
     return row | {"expected_behavior": example.answer, "check": example.check, "expected": example.expected}
 
 
-def label_chats(seed: int, count: int, held_out: bool = False, invented: Invented = MIXED) -> Iterator[Example]:
-    """The return label, a form that the embedded model was never taught."""
-    writer, label = Writer(seed, held_out, invented=invented), GRAMMAR["return_label"]
-    for _ in range(count):
-        values = writer.values()
-        if invented.vocabulary and not held_out:
-            values["item"] = writer.invented_words(1, 6)
-        prompt, answer = writer._ask(label).format(**values), label["answer"].format(**values)
-        yield Example("return_label", prompt, answer, "json_schema:return_label;json_equals", answer)
+def label_chat(writer: Writer, asks: str, item: str = "") -> Example:
+    """The return label, a form that the embedded model was never taught. `asks` is the grammar's key of phrasings."""
+    label, values = GRAMMAR["return_label"], writer.values()
+    if item:
+        values["item"] = item
+    prompt, answer = writer.rng.choice(label[asks]).format(**values), label["answer"].format(**values)
+    return Example("return_label", prompt, answer, "json_schema:return_label;json_equals", answer)
 
 
-def label_cases(seed: int, count: int) -> list[dict[str, str]]:
-    """What tuning on `tuning_examples` must teach, in phrasings, names and words that they never show."""
-    made = enumerate(label_chats(seed, count, held_out=True), start=1)
-    return [_case_row(f"label_{number:02d}", "format", example) for number, example in made]
+def label_cases(seed: int, count: int, rare: bool = False) -> list[dict[str, str]]:
+    """What tuning on `tuning_examples` must teach, in phrasings that they never show.
+
+    Names and words are the shop's own, put together anew; with `rare` they are those that no training shows.
+    """
+    writer, prefix = Writer(seed, rare, invented=SHOP_WORDS), "rare_label" if rare else "label"
+    made = enumerate((label_chat(writer, "asks_held_out") for _ in range(count)), start=1)
+    return [_case_row(f"{prefix}_{number:02d}", "format", example) for number, example in made]
 
 
 def tuning_examples(seed: int, count: int) -> Iterator[dict]:
     """Chats for tuning: what a file for `labkit lora` holds.
 
     Nearly all of their words are made up from the model's whole vocabulary, and there are many: tuning on the words of
-    the shop alone teaches the form and unteaches to copy ("piano" came out as "obano").
+    the shop alone teaches the form and unteaches to copy. It does not teach to copy a word that the base never could
+    ("piano" comes out as "obano"): rare_label_cases.csv asks for such words.
     """
-    return ({"messages": example.messages()} for example in label_chats(seed, count, invented=TUNING))
+    writer = Writer(seed, invented=TUNING)
+    made = (label_chat(writer, "asks", writer.invented_words(1, 6)) for _ in range(count))
+    return ({"messages": example.messages()} for example in made)
 
 
 def replay_examples(seed: int, count: int) -> Iterator[dict]:
@@ -378,6 +384,7 @@ def write_committed(folder: Path, seed: int) -> None:
     (folder / "corpus" / "shop.txt").write_text(shop_text(seed, 1200), encoding="utf-8", newline="\n")
     write_cases(folder / "corpus" / "held_out_cases.csv", held_out_cases(seed + 1, 200))
     write_cases(folder / "label_cases.csv", label_cases(seed + 3, 20))
+    write_cases(folder / "rare_label_cases.csv", label_cases(seed + 3, 20, rare=True))
     tuning = {"train.jsonl": tuning_examples(seed + 2, LABELS), "replay.jsonl": replay_examples(seed + 4, REPLAYED)}
     for name, rows in tuning.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from labkit.environment import Device, choose_device, peak_memory_mib
@@ -20,7 +21,7 @@ from labkit.export.checkpoint import read_config, weights_revision
 from labkit.generation.answer import Answer, Completion
 from labkit.generation.backends import LLAMA_CPP, ONNX, ONNX_DEVICE, TRANSFORMERS, Backend, choose_backend
 from labkit.generation.constraint import Constraint
-from labkit.generation.network import Network
+from labkit.generation.network import Network, Rows
 from labkit.generation.sampling import Sampling
 from labkit.layout import MODELS
 
@@ -111,6 +112,10 @@ class ChatModel:
         most = min(room, sampling.max_tokens)
         return Answer(self.tokenizer, len(ids), sampling, self.network.end_ids, most, constraint, kept)
 
+    def join(self, rows: Rows, ids: Sequence[int]) -> Tensor:
+        """Add a row for the prompt `ids` with this model's adapter; its next token's logits, shape (vocab,)."""
+        return rows.join(ids, adapter=self.adapter) if self.adapter else rows.join(ids)
+
     def chat(self, messages: Sequence[Message], sampling: Sampling | None = None, grammar: str = "") -> Completion:
         """The whole answer to `messages`. Raises LabError when the prompt leaves no room in the context."""
         *_, completion = self.stream(messages, sampling, grammar)
@@ -126,8 +131,7 @@ class ChatModel:
         """
         ids, rows = self.prompt_ids(messages), self.network.rows()
         answer = self.answer(ids, sampling or Sampling(), self.constraint(grammar))
-        adapter = {"adapter": self.adapter} if self.adapter else {}
-        answer.take(rows.join(ids, **adapter))
+        answer.take(self.join(rows, ids))
         yield answer.piece()
         while not answer.finish_reason:
             answer.take(rows.step([answer.last])[0])

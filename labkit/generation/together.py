@@ -36,7 +36,7 @@ def chat_together(model: ChatModel, chats: Sequence[Chat], width: int) -> Iterat
                 yield number, error
                 continue
             under_way.append((number, answer))
-            yield from _took(under_way, len(under_way) - 1, rows.join(ids), rows)
+            yield from _took(under_way, len(under_way) - 1, model.join(rows, ids), rows)
         if under_way:
             logits = rows.step([answer.last for _, answer in under_way])
             for row in reversed(range(len(under_way))):

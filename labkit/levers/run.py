@@ -25,19 +25,22 @@ from labkit.generation import EMBEDDED, ChatModel, Sampling, load_chat_model
 from labkit.layout import DATA
 from labkit.levers.plan import CASES, FOLDER, LESSON, LEVERS, RESULTS, RUN, Lever
 
-UPDATE_CASES, LABEL_CASES = DATA / "update_cases.csv", DATA / "label_cases.csv"
+UPDATE_CASES, LABEL_CASES, RARE_CASES = (
+    DATA / f"{name}.csv" for name in ("update_cases", "label_cases", "rare_label_cases")
+)
 ADAPTER = "adapter"  # the pack's own: that of the lever "lora" and the first seed
-NEW_POLICY, NEW_FORM = "new policy", "new form"
+NEW_POLICY, NEW_FORM, RARE_WORDS = "new policy", "new form", "new form, rare words"
 Event = Callable[[str], None]
 
 
 def case_groups() -> dict[str, tuple[Case, ...]]:
     """The columns of the table: the cases of each risk, those about notes that came after training, and those of the
-    form that the model was never taught."""
+    form that the model was never taught, with words of the shop and with words that no training shows."""
     groups: dict[str, list[Case]] = {}
     for case in load_cases(EVAL_CASES):
         groups.setdefault(case.risk, []).append(case)
     groups |= {NEW_POLICY: load_cases(UPDATE_CASES), NEW_FORM: load_cases(LABEL_CASES)}
+    groups[RARE_WORDS] = load_cases(RARE_CASES)
     return {name: tuple(cases) for name, cases in groups.items()}
 
 

@@ -92,7 +92,7 @@ class LeverTable:
                 }
 
     def wide(self) -> list[dict[str, str]]:
-        """The form that people read: a row for each lever, a column for each group, "least to most" over the seeds."""
+        """The form that people read: a row for each lever, a column for each group, "least-most/all" over the seeds."""
         return [
             {
                 "lever": lever,
@@ -155,7 +155,7 @@ def _row(lever: str, title: str, path: Path, groups: dict, before: Run) -> Lever
 
 
 def spread(least: int, most: int, total: int) -> str:
-    return f"{least} of {total}" if least == most else f"{least} to {most} of {total}"
+    return f"{least}/{total}" if least == most else f"{least}-{most}/{total}"
 
 
 def _seconds(runs: Sequence[dict]) -> str:

@@ -108,7 +108,7 @@ def tune(
         network = load_weights(base.source, settings, chosen.name, precision)
     check_targets(network, settings.targets)
     prepared = prepare(tokenizer, files, sources, settings, network.config, precision.name)
-    total = sum(parameter.numel() for parameter in network.parameters())
+    total = network.num_parameters()  # of weights in 4 bits too, of which two share a byte
     began = time.perf_counter()
     with nullcontext(False) if trainer == "trl" else packed_model(network) as packed:
         tuned = network if settings.full else with_adapter(network, settings)
