@@ -49,6 +49,7 @@ class Route:
     fallback_batch_size: int
     fallback_loss_band: tuple[float, ...]
     max_new_tokens: int
+    lever_seeds: tuple[int, ...]
     benchmark_requests: int
     hourly_usd: float
     budget_usd: float

@@ -42,7 +42,7 @@ LEVERS = (
     Lever("int8", "linear layers in 8 bits", dtype="int8"),
     Lever("nf4", "linear layers in 4 bits", dtype="nf4-dq"),
     Lever("lora", "an adapter, trained on the new form and on chats of before", tuning=_MINI),
-    Lever("lora_alone", "an adapter, trained on the new form alone", tuning=replace(_MINI, replay_share=0.0)),
+    Lever("no_replay", "an adapter, trained on the new form alone", tuning=replace(_MINI, replay_share=0.0)),
     Lever("full", "every weight trained, on the same chats as the adapter", tuning=replace(_MINI, full=True)),
 )
 

@@ -29,7 +29,7 @@ UPDATE_CASES, LABEL_CASES, RARE_CASES = (
     DATA / f"{name}.csv" for name in ("update_cases", "label_cases", "rare_label_cases")
 )
 ADAPTER = "adapter"  # the pack's own: that of the lever "lora" and the first seed
-NEW_POLICY, NEW_FORM, RARE_WORDS = "new policy", "new form", "new form, rare words"
+NEW_POLICY, NEW_FORM, RARE_WORDS = "new policy", "new form", "rare words"
 Event = Callable[[str], None]
 
 

@@ -91,18 +91,19 @@ class LeverTable:
                     "broken": " ".join(count.broken),
                 }
 
-    def wide(self) -> list[dict[str, str]]:
-        """The form that people read: a row for each lever, a column for each group, "least-most/all" over the seeds."""
-        return [
-            {
-                "lever": lever,
-                **{group: spread(*self.passed(lever, group)) for group in self.groups},
-                "broken": str(len(self.broken(lever))) if lever != PLAIN.name else "",
-                "training": _seconds([row.run for row in self.runs_of(lever)]),
-                "tokens/s": _rate([row.run for row in self.runs_of(lever)]),
-            }
-            for lever in self.levers
+    def by_group(self) -> list[dict[str, str]]:
+        """The form that people read: a row for each group, a column for each lever, "least-most/all" over its seeds;
+        then what each lever broke with any seed, the longest training, and tokens per second."""
+        columns = {lever: [row.run for row in self.runs_of(lever)] for lever in self.levers}
+        rows = [
+            {"cases": group, **{lever: spread(*self.passed(lever, group)) for lever in columns}}
+            for group in self.groups
         ]
+        lost = {lever: "" if lever == PLAIN.name else str(len(self.broken(lever))) for lever in columns}
+        rows.append({"cases": "broken", **lost})
+        rows.append({"cases": "training", **{lever: _seconds(runs) for lever, runs in columns.items()}})
+        rows.append({"cases": "tokens/s", **{lever: _rate(runs) for lever, runs in columns.items()}})
+        return rows
 
 
 def read_table(folder: Path) -> LeverTable:

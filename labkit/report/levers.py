@@ -4,14 +4,14 @@ from rich.console import Console
 from rich.text import Text
 
 from labkit.levers.table import LeverTable
-from labkit.report.tables import wrapping_table
+from labkit.report.tables import plain_table
 
 
 def print_levers(table: LeverTable, console: Console | None = None) -> None:
     """How many cases of each group pass with each lever, and what each lever broke."""
     console = console or Console(highlight=False)
-    rows = table.wide()
-    shown = wrapping_table(*rows[0])
+    rows = table.by_group()
+    shown = plain_table(*rows[0])
     for row in rows:
         shown.add_row(*map(Text, row.values()))
     console.print(shown)

@@ -5,6 +5,9 @@ import re
 from labkit.adaptation.decision import NO_BASELINE, SIMPLE, AdaptationDecision, Failure, Tried
 from labkit.errors import LabError
 from labkit.evaluation.compare import CHANGES
+from labkit.levers.plan import FOLDER, PLAIN
+from labkit.levers.table import COLUMNS, read_table
+from labkit.levers.table import TABLE as LEVER_TABLE
 from labkit.verification import decision_checks as decision
 from labkit.verification import service_checks as service
 from labkit.verification.reading import PackReader, require_filled, require_keys
@@ -135,6 +138,22 @@ def check_changes(pack: PackReader) -> str:
     if len(rows) != run.cases:
         raise Contradiction(f"{BEFORE_AFTER} has {len(rows)} cases, {DECISION} says {run.cases}")
     return f"{len(run.fixed)} fixed and {len(run.broken)} broken in both"
+
+
+def check_lever_table(pack: PackReader) -> str:
+    """lever_table.csv is what the runs below levers/ say, row for row."""
+    said = [tuple(row.values()) for row in pack.rows(LEVER_TABLE, COLUMNS)]
+    try:
+        table = read_table(pack.folder)
+    except LabError as error:
+        raise NotYet(f"{LEVER_TABLE}: {error.what}") from None
+    counted = [tuple(str(row[name]) for name in COLUMNS) for row in table.as_rows()]
+    if said != counted:
+        odd = next((row for row in [*said, *counted] if (row in said) != (row in counted)), said[0])
+        raise Contradiction(f"{LEVER_TABLE} and the runs below {FOLDER}/ differ, first in {' '.join(odd[:3])}")
+    broken = {lever: len(table.broken(lever)) for lever in table.levers if lever != PLAIN.name}
+    told = ", ".join(f"{lever} {count}" for lever, count in broken.items()) or "none"
+    return f"{len(table.rows)} runs of {len(table.groups)} groups of cases; cases broken: {told}"
 
 
 def check_adapter(pack: PackReader) -> str:

@@ -42,6 +42,7 @@ def _fill(lesson: str, name: str) -> str:
 
 GPU_PLAN, COLAB_NOTES = "gpu_plan.md", "colab_notes.md"
 _RUN_AND_SERVE = ("13.2", "13.4")
+_RUN_LEVERS = _run("13.6").removeprefix("run ")
 _EVALUATE = "run `labkit eval`, or " + _run("13.2").removeprefix("run ")
 
 RULES = (
@@ -61,6 +62,7 @@ RULES = (
     Rule(decision.RUNTIME_DECISION, ("13.3",), decision.check_runtime_decision, _run("13.3")),
     Rule(decision.RUNBOOK, ("13.3",), decision.check_runbook, _run("13.3")),
     Rule(decision.OPEN_ROUTE, ("13.5",), decision.check_open_route, _run("13.5")),
+    Rule(adaptation.LEVER_TABLE, ("13.6",), adaptation.check_lever_table, "run `labkit levers`, or " + _RUN_LEVERS),
     Rule(adaptation.DECISION, ("13.6",), adaptation.check_decision, "run `labkit adapt-decision`"),
     Rule(adaptation.ADAPTER, ("13.6",), adaptation.check_adapter, "run `labkit lora`", adaptation.ADAPTER_FILES),
     Rule(adaptation.BEFORE_AFTER, ("13.6",), adaptation.check_before_after, adaptation.AFTER_NEXT),

@@ -27,6 +27,7 @@ LESSONS = (
     Lesson("13.3", "13_3_model_runtime.ipynb", "Model and runtime"),
     Lesson("13.4", "13_4_release_runbook.ipynb", "Release runbook"),
     Lesson("13.5", "13_5_model_landscape.ipynb", "Model landscape"),
+    Lesson("13.6", "13_6_adaptation.ipynb", "Adaptation"),
 )
 
 
