@@ -74,6 +74,12 @@ PLAN = (
         ("failure_drill.json", "shutdown_proof.json", "release_gates.md", "README.md"),
     ),
     Box(30, "13.5", "Place the choice among the open-weight families", ("open_weight_route.json",)),
+    Box(
+        30,
+        "13.6",
+        "Pull one lever at a time, and decide on fine-tuning",
+        ("lever_table.csv", "adapter/", "before_after.csv", "lora_decision.md"),
+    ),
 )
 
 
