@@ -355,13 +355,16 @@ def label_cases(seed: int, count: int, rare: bool = False) -> list[dict[str, str
 def tuning_examples(seed: int, count: int) -> Iterator[dict]:
     """Chats for tuning: what a file for `labkit lora` holds.
 
-    Nearly all of their words are made up from the model's whole vocabulary, and there are many: tuning on the words of
-    the shop alone teaches the form and unteaches to copy. It does not teach to copy a word that the base never could
-    ("piano" comes out as "obano"): rare_label_cases.csv asks for such words.
+    Every second one has words made up from the model's whole vocabulary, the others have the words of the shop: those
+    alone teach the form and unteach to copy. Neither teaches to copy a word that the base never could ("piano" comes
+    out as "obano"): rare_label_cases.csv asks for such words.
     """
-    writer = Writer(seed, invented=TUNING)
-    made = (label_chat(writer, "asks", writer.invented_words(1, 6)) for _ in range(count))
-    return ({"messages": example.messages()} for example in made)
+    made_up, of_the_shop = Writer(seed, invented=TUNING), Writer(seed + 1, invented=SHOP_WORDS)
+    for number in range(count):
+        if number % 2:
+            yield {"messages": label_chat(of_the_shop, "asks").messages()}
+        else:
+            yield {"messages": label_chat(made_up, "asks", made_up.invented_words(1, 6)).messages()}
 
 
 def replay_examples(seed: int, count: int) -> Iterator[dict]:

@@ -64,7 +64,7 @@ def _run(name: str, site: Site) -> FailedStart | Drill | NotPossible:
         found = DRILLS[name](site)
     except NotPossibleHere as reason:
         return NotPossible(name, str(reason), moment)
-    return replace(found, name=name, time=moment, seconds=round(time.perf_counter() - started, 2))
+    return replace(found, name=name, time=moment, seconds=round(time.perf_counter() - started, 4))
 
 
 def record_drills(

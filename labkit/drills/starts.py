@@ -86,6 +86,6 @@ def recover(site: Site, failed: FailedStart) -> Drill:
         recovered=failed.remedy,
         recovered_ok=answered.status == 200,
         answered=answered,
-        seconds=round(failed.seconds + site.start_seconds + answered.latency_ms / 1000, 2),
+        seconds=round(failed.seconds + site.start_seconds + answered.latency_ms / 1000, 4),
         time=failed.time,
     )
