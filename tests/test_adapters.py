@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from labkit.cli.app import app
 from labkit.errors import LabError
+from labkit.evaluation.levers import plainly
 from labkit.evaluation.targets import endpoint_target
 from labkit.evidence import read_json, sha256_of
-from labkit.generation import Sampling, load_chat_model
+from labkit.generation import Chat, Sampling, chat_together, load_chat_model
 from labkit.generation.prefixes import Prefixes
 from labkit.release import differences
 from labkit.serving import runtimes
@@ -166,7 +167,7 @@ def test_another_adapter_is_another_release(url):
 def test_an_evaluation_through_the_server_records_the_adapters_revision(url, adapted):
     target = endpoint_target(url, model="polite")
     assert (target.model, target.revision) == ("polite", adapted.using("polite").revision)
-    assert target.ask("hello", Sampling(max_tokens=2)).completion_tokens == 2
+    assert target.ask(plainly("hello"), Sampling(max_tokens=2)).completion_tokens == 2
 
 
 def test_one_adapter_answers_in_this_process(tiny_model_folder, folders, adapted, alone, tmp_path):
@@ -182,6 +183,13 @@ def test_one_adapter_answers_in_this_process(tiny_model_folder, folders, adapted
     assert done.output.strip() == greedy(alone["polite"], adapted).strip()
     first_run = (tmp_path / "pack" / "first_run.md").read_text()
     assert f"- Revision: {model.revision}\n- Adapter: polite\n" in first_run
+
+
+def test_chats_that_are_decoded_together_have_the_adapter_too(adapted, alone):
+    chats = [Chat(HELLO, Sampling(max_tokens=20))] * 3
+    for name in NAMES:
+        texts = {done.text for _, done in chat_together(adapted.using(name), chats, 2)}
+        assert texts == {greedy(alone[name], adapted)}
 
 
 @pytest.mark.parametrize("dtype", ["int8", "nf4"])

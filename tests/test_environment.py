@@ -85,6 +85,15 @@ def test_a_package_that_moved_under_the_kernel_is_warned_about(monkeypatch):
     assert version_warnings({"torch": torch.__version__}) == ()
 
 
+def test_freeze_tells_the_version_that_is_imported(tmp_path, monkeypatch):
+    """Of two on the path the first: a report that names the other contradicts the environment that ran."""
+    info = tmp_path / "rich-0.0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rich\nVersion: 0.0.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "rich==0.0.1" in requirements_freeze().splitlines()
+
+
 def test_freeze_pins_every_distribution():
     lines = requirements_freeze().splitlines()
     assert f"torch=={torch.__version__}" in lines

@@ -127,11 +127,17 @@ class Batch:
             return self._model(**inputs) if self._adapters is None else self._adapters.run(adapters, inputs)
 
     def _mask(self) -> Tensor | None:
-        """1 where a row has a token, the one that is given now included, 0 in its padding; None without padding."""
+        """What is added to the scores of attention, shape (rows, 1, 1, tokens): the least number in a row's padding, 0
+        at its tokens, the one that is given now included; None without padding. transformers takes four dimensions as
+        they are, and need not make them of ones and zeros at each step.
+        """
         longest = max(self._lengths)
         if min(self._lengths) == longest:
             return None
-        return self._tensor([[0] * (longest - length) + [1] * (length + 1) for length in self._lengths])
+        padding = self._tensor([longest - length for length in self._lengths])[:, None]
+        places = torch.arange(longest + 1, device=padding.device)
+        mask = torch.zeros(len(padding), longest + 1, dtype=self._model.dtype, device=padding.device)
+        return mask.masked_fill_(places < padding, torch.finfo(mask.dtype).min)[:, None, None]
 
     def _tensor(self, values: Sequence) -> Tensor:
         return torch.tensor(values, device=self._model.device)

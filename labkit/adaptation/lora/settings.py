@@ -49,8 +49,8 @@ class LoraSettings:
     checkpointing: bool = False
 
 
-# "seed" is a common QLoRA recipe for models of some billions of parameters. "mini" is the best of a dozen that were tried
-# on the embedded model: with three seeds 19 or 20 of the 20 labels, and at most one regression case lost.
+# "seed" is a common QLoRA recipe for models of some billions of parameters. "mini" is the best of a dozen tried on the
+# embedded model: with three seeds 19 or 20 of the 20 labels, and at most one regression case lost.
 PRESETS: dict[str, LoraSettings] = {
     "seed": LoraSettings(quant="nf4", dropout=0.05, targets=SEVEN, accumulate=4),
     "mini": LoraSettings(epochs=6, learning_rate=2e-3, batch_size=8, held_out_share=0.05),
