@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from labkit.generation.adapters import Adapters
 
 
+ROOM = 64  # tokens for which memory is taken beforehand
+
+
 class Batch:
     """The rows under way and what the network remembers of them.
 
@@ -66,7 +69,7 @@ class Batch:
             if self._slots:
                 merge(self._cache, cache)
             else:
-                self._cache = cache
+                self._cache = roomy(cache)
         self._slots.append(len(self._slots))
         self._lengths.append(len(ids))
         self._positions.append(int(prompt["position_ids"].max()) + 1)
@@ -141,6 +144,38 @@ class Batch:
 
     def _tensor(self, values: Sequence) -> Tensor:
         return torch.tensor(values, device=self._model.device)
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values in memory with room for the tokens to come: a step writes its own and copies no others."""
+
+    _buffers: tuple[Tensor, ...] = ()
+    _filled: Tensor | None = None  # the keys as the last update left them; any others are not in the buffers
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        length, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        if self._filled is not self.keys or end > self._buffers[0].shape[2]:
+            self._buffers = tuple(_with_room(old, end + ROOM) for old in (self.keys, self.values))
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, length:end] = new
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+        self._filled = self.keys
+        return self.keys, self.values
+
+
+def roomy(cache: DynamicCache) -> DynamicCache:
+    """`cache` with layers that have room, in place."""
+    for number, layer in enumerate(cache.layers):
+        cache.layers[number] = grown = RoomyLayer()
+        grown.lazy_initialization(layer.keys, layer.values)
+        grown.keys, grown.values = layer.keys, layer.values
+    return cache
+
+
+def _with_room(memory: Tensor, tokens: int) -> Tensor:
+    buffer = memory.new_empty(*memory.shape[:2], tokens, memory.shape[3])
+    buffer[:, :, : memory.shape[2]] = memory
+    return buffer
 
 
 def _left(memory: Tensor, gap: int, longest: int) -> Tensor:
