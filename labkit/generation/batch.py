@@ -38,7 +38,7 @@ class Batch:
 
     def __init__(self, model: PreTrainedModel, prefixes: Prefixes | None = None, adapters: "Adapters | None" = None):
         self._model, self._prefixes, self._adapters = model, prefixes, adapters
-        self._parameter_count = model.num_parameters()
+        self._threads = threads_for(model.num_parameters())
         self._slots: list[int] = []
         self._lengths: list[int] = []  # of each slot
         self._positions: list[int] = []  # of each slot's next token
@@ -126,7 +126,7 @@ class Batch:
 
     def _run(self, adapters: Sequence[str], **inputs):
         inputs["use_cache"] = True
-        with torch_threads(threads_for(self._parameter_count, inputs["input_ids"].numel())):
+        with torch_threads(self._threads):
             return self._model(**inputs) if self._adapters is None else self._adapters.run(adapters, inputs)
 
     def _mask(self) -> Tensor | None:

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-SMALL = 30_000_000  # parameters times tokens; up to here a pass is over as soon with one thread as with two (measured)
+SMALL = 30_000_000  # parameters; up to here a pass is over as soon with one thread as with two (measured on two cores)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +62,9 @@ class Network(Protocol):
         """No rows yet. Rows of one network share what it remembers of the beginnings of prompts."""
 
 
-def threads_for(parameter_count: int, tokens: int = 1) -> int:
-    """How many threads a pass over so many tokens is worth on the CPU: a small one leaves the others to the server
-    around it, a prompt or many rows do not."""
-    return 1 if parameter_count * tokens <= SMALL else torch.get_num_threads()
+def threads_for(parameter_count: int) -> int:
+    """How many threads a pass of a model on the CPU is worth: a small one leaves the others to the server around it."""
+    return 1 if parameter_count <= SMALL else torch.get_num_threads()
 
 
 @contextlib.contextmanager
