@@ -17,7 +17,7 @@ from labkit.decisions.adaptation import decide_adaptation, write_decision
 from labkit.errors import LabError
 from labkit.evaluation.cases import COLUMNS
 from labkit.evaluation.overlap import find_overlap, read_training, similarity
-from labkit.evaluation.runner import RESULT_COLUMNS
+from labkit.evaluation.records import RESULT_COLUMNS
 from labkit.evidence import Pack, csv_text
 from labkit.verification import Verdict, verify
 

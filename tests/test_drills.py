@@ -305,7 +305,7 @@ def test_a_log_that_cannot_be_opened_is_named_before_anything_starts(tmp_path):
     "said", ["", "CUDA out of memory. Tried to allocate 2 GiB\nmore", "[enforce fail] can't allocate memory"]
 )
 def test_too_little_memory_is_a_labkit_error_and_other_errors_stay_what_they_are(said, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise error
 
     settings = process.ServerSettings(model="some/folder")

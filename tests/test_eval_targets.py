@@ -18,6 +18,7 @@ from labkit.evaluation.runner import evaluate
 from labkit.evaluation.targets import endpoint_target, model_target
 from labkit.evidence import Pack, read_csv
 from labkit.generation import Chat, Completion, Sampling, chat_together
+from labkit.layout import DATA
 
 HELLO = ({"role": "user", "content": "Hello"},)
 CHOICE = {
@@ -92,7 +93,7 @@ def test_an_answer_is_kept_to_a_schema_here_and_behind_a_server(tiny_model):
 def test_no_constrained_answer_fails_as_a_form(embedded, tmp_path):
     """The return label is a form that the model was never taught: its plain answers are none."""
     taught = [case for case in load_cases() if case.form][:2]
-    label = next(case for case in load_cases() if case.case_id == "format_06")
+    label = next(case for case in load_cases(DATA / "label_cases.csv"))
     asked = [*taught, replace(label, check="json_schema:return_label")]
     target, sampling = model_target(embedded), Sampling(max_tokens=96)
     plain = evaluate(target, asked, sampling, concurrency=3)

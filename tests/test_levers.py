@@ -21,7 +21,7 @@ from labkit.report.levers import print_levers
 from labkit.verification import Verdict, verify
 
 FORM, TALK = "format", "regression"
-TUNING = LoraSettings(r=4, steps=3, batch_size=4, log_every=1, learning_rate=1e-2, precision="fp32", max_length=400)
+TUNING = LoraSettings(r=4, steps=3, batch_size=4, log_every=1, learning_rate=1e-2, precision="fp32")
 
 
 def case(case_id: str, risk: str, check: str, expected: str = "") -> Case:

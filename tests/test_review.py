@@ -6,8 +6,10 @@ from labkit import widgets
 from labkit.errors import LabError
 from labkit.evaluation.cases import Case
 from labkit.evaluation.checks import Verdict
+from labkit.evaluation.levers import plainly
+from labkit.evaluation.records import write_evaluation
 from labkit.evaluation.review import Agreement, agreement, one_per_case, read_review, review
-from labkit.evaluation.runner import Result, write_evaluation
+from labkit.evaluation.runner import Result
 from labkit.evaluation.targets import Reply, Target
 from labkit.evidence import Pack, read_csv, read_manifest, sha256_of
 from labkit.generation import Sampling
@@ -18,7 +20,8 @@ ROBOT = Target("robot", "1", "cpu", "none", lambda prompt, sampling: Reply("", 1
 def result(case_id: str, passed: bool, repeat: int = 1, text: str = "an answer") -> Result:
     case = Case(case_id, f"question {case_id}", "a refusal", "safety", "", "", "", "refuses", "")
     verdict = Verdict(passed, "refuses", "refuses" if passed else "does not refuse")
-    return Result(case, Reply(text, 5.0, 1, 1), verdict, f"Note [POL-09] X: <b>y</b>\n\nquestion {case_id}", repeat)
+    asked = plainly(f"Note [POL-09] X: <b>y</b>\n\nquestion {case_id}")
+    return Result(case, Reply(text, 5.0, 1, 1), verdict, asked, repeat)
 
 
 RESULTS = [result("good", True), result("bad", False, text="<script>sure</script>"), result("also", True)]

@@ -359,7 +359,7 @@ def tuning_examples(seed: int, count: int) -> Iterator[dict]:
     alone teach the form and unteach to copy. Neither teaches to copy a word that the base never could ("piano" comes
     out as "obano"): rare_label_cases.csv asks for such words.
     """
-    made_up, of_the_shop = Writer(seed, invented=TUNING), Writer(seed + 1, invented=SHOP_WORDS)
+    made_up, of_the_shop = Writer(seed, invented=TUNING), Writer(seed + 40, invented=SHOP_WORDS)
     for number in range(count):
         if number % 2:
             yield {"messages": label_chat(of_the_shop, "asks").messages()}

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from labkit.adaptation.lora.settings import SEVEN, WITH_SEVEN, LoraSettings
 from labkit.errors import LabError
 from labkit.export.checkpoint import weights_revision
+from labkit.generation.bits import keep_odd_sizes_unpacked
 from labkit.training.precision import DTYPES, Precision, choose_precision
 
 CPU_QUANT = (
@@ -78,6 +79,7 @@ def load_weights(source: Path | str, settings: LoraSettings, device: str, precis
     if settings.quant != "none":
         options |= {"quantization_config": _quantization(settings.quant, options["dtype"]), "device_map": {"": device}}
     model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
+    keep_odd_sizes_unpacked(model)
     model.requires_grad_(settings.full)
     if settings.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
