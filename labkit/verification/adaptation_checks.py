@@ -1,6 +1,7 @@
 """Lesson 13.6: the decision for or against LoRA, the adapter, and what it changed."""
 
 import re
+from pathlib import Path
 
 from labkit.adaptation.decision import NO_BASELINE, SIMPLE, AdaptationDecision, Failure, Tried
 from labkit.errors import LabError
@@ -203,7 +204,9 @@ def check_base(pack: PackReader) -> str:
     if not pack.exists(decision.MODEL_DECISION):
         return f"{decision.MODEL_DECISION} is not there to compare with"
     decided = pack.fields(decision.MODEL_DECISION, ("Model", "Revision"))
-    said = (str(card["base_model"]), str(card["base_revision"]))
+    base = str(card["base_model"])
+    known = Path(base).name if decided["Model"] == Path(base).name else base  # a folder's name stands for a folder
+    said = (known, str(card["base_revision"]))
     if said != (decided["Model"], decided["Revision"]):
         other = f"{decision.MODEL_DECISION} says {decided['Model']} at {decided['Revision']}"
         raise Contradiction(f"{CARD} says {said[0]} at {said[1]}, {other}")
