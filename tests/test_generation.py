@@ -231,6 +231,12 @@ def test_a_small_model_is_worth_one_thread():
     assert threads_for(10**9) == torch.get_num_threads()
 
 
+def test_on_a_cpu_the_weights_lie_as_the_product_reads_them():
+    model = load_chat_model("mini-instruct", backend="transformers", device="cpu").network.model
+    assert {module.weight.stride(0) for module in model.modules() if isinstance(module, torch.nn.Linear)} == {1}
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
 @pytest.mark.parametrize("path", ["./nothing", "/nothing/here", "nothing", "a/b/c"])
 def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(path):
     with pytest.raises(LabError, match="there is no model folder called"):
