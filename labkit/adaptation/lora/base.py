@@ -7,14 +7,15 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from labkit.adaptation.lora.settings import SEVEN, WITH_SEVEN, LoraSettings
 from labkit.errors import LabError
 from labkit.export.checkpoint import weights_revision
-from labkit.generation.bits import keep_odd_sizes_unpacked
+from labkit.generation.bits import keep_odd_sizes_unpacked, quantization_config
 from labkit.training.precision import DTYPES, Precision, choose_precision
 
+BITS = {"nf4": "nf4-dq", "int8": "int8"}  # QLoRA quantizes the scales too
 CPU_QUANT = (
     "On a CPU a quantized model saves memory and no time: each weight is turned back into a number at every use, so "
     "that a step takes longer than with --quant none."
@@ -77,21 +78,14 @@ def load_weights(source: Path | str, settings: LoraSettings, device: str, precis
     """
     options: dict = {"dtype": torch.float32 if settings.full else DTYPES[precision.name]}
     if settings.quant != "none":
-        options |= {"quantization_config": _quantization(settings.quant, options["dtype"]), "device_map": {"": device}}
+        quantized = quantization_config(BITS[settings.quant], options["dtype"])
+        options |= {"quantization_config": quantized, "device_map": {"": device}}
     model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
     keep_odd_sizes_unpacked(model)
     model.requires_grad_(settings.full)
     if settings.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model if settings.quant != "none" else model.to(device)
-
-
-def _quantization(quant: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    if quant == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
 
 
 def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
