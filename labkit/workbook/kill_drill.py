@@ -14,8 +14,8 @@ from labkit.layout import ROOT
 from labkit.training.mini_gpt2 import SNAPSHOT
 from labkit.training.run_files import RUN_FOLDER
 
-RUN = ("--size", "tiny", "--steps", "300", "--device", "cpu")
-KILL_AFTER = 90  # steps, seen in the run's own lines
+RUN = ("--size", "tiny", "--steps", "150", "--device", "cpu")
+KILL_AFTER = 60  # steps, seen in the run's own lines
 PATIENCE = 300  # seconds in which a run of the size tiny has long ended, even on a busy machine
 
 
