@@ -333,11 +333,10 @@ def _case_row(case_id: str, risk: str, example: Example) -> dict[str, str]:
     return row | {"expected_behavior": example.answer, "check": example.check, "expected": example.expected}
 
 
-def label_chat(writer: Writer, asks: str, item: str = "") -> Example:
-    """The return label, a form that the embedded model was never taught. `asks` is the grammar's key of phrasings."""
-    label, values = GRAMMAR["return_label"], writer.values()
-    if item:
-        values["item"] = item
+def label_chat(writer: Writer, asks: str, **given: str) -> Example:
+    """The return label, a form that the embedded model was never taught. `asks` is the grammar's key of phrasings,
+    `given` are values in place of the writer's own."""
+    label, values = GRAMMAR["return_label"], writer.values() | given
     prompt, answer = writer.rng.choice(label[asks]).format(**values), label["answer"].format(**values)
     return Example("return_label", prompt, answer, "json_schema:return_label;json_equals", answer)
 
@@ -355,16 +354,17 @@ def label_cases(seed: int, count: int, rare: bool = False) -> list[dict[str, str
 def tuning_examples(seed: int, count: int) -> Iterator[dict]:
     """Chats for tuning: what a file for `labkit lora` holds.
 
-    Every second one has words made up from the model's whole vocabulary, the others have the words of the shop: those
-    alone teach the form and unteach to copy. Neither teaches to copy a word that the base never could ("piano" comes
-    out as "obano"): rare_label_cases.csv asks for such words.
+    Every second one has words made up from the model's whole vocabulary, a carrier's too, the others have the words of
+    the shop: those alone teach the form and unteach to copy. Neither teaches to copy a word that the base never could
+    ("piano" comes out as "obano"): rare_label_cases.csv asks for such words.
     """
     made_up, of_the_shop = Writer(seed, invented=TUNING), Writer(seed + 40, invented=SHOP_WORDS)
     for number in range(count):
         if number % 2:
             yield {"messages": label_chat(of_the_shop, "asks").messages()}
         else:
-            yield {"messages": label_chat(made_up, "asks", made_up.invented_words(1, 6)).messages()}
+            words = {"item": made_up.invented_words(1, 6), "carrier": made_up.invented_words(2, 2).title()}
+            yield {"messages": label_chat(made_up, "asks", **words).messages()}
 
 
 def replay_examples(seed: int, count: int) -> Iterator[dict]:
