@@ -5,9 +5,11 @@ An adapter is a folder as peft writes it: adapter_config.json and adapter_model.
 reload.
 """
 
+import contextlib
 import re
 import threading
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
@@ -75,6 +77,14 @@ def adapter_revision(folder: Path, base_revision: str) -> str:
     return f"{base_revision}+{sha256_of(folder / WEIGHTS)[:12]}"
 
 
+@contextlib.contextmanager
+def peft_at_work() -> Iterator[None]:
+    """Silence for transformers' FutureWarning about what peft asks of a model as it lays an adapter on it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
 class Adapters:
     """A base with the adapters of `folders` (name to folder) beside its weights.
 
@@ -125,10 +135,11 @@ class Adapters:
     def _add(self, key: str, folder: Path, config: LoraConfig) -> None:
         try:
             state = load_file(folder / WEIGHTS)
-            if self._peft is None:
-                self._peft = PeftModel(self._base, config, key)
-            else:
-                self._peft.add_adapter(key, config)
+            with peft_at_work():
+                if self._peft is None:
+                    self._peft = PeftModel(self._base, config, key)
+                else:
+                    self._peft.add_adapter(key, config)
             found = set_peft_model_state_dict(self._peft, state, adapter_name=key)
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             raise self._unfit(folder, (str(error).strip() or type(error).__name__).splitlines()[-1].strip()) from error

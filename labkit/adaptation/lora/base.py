@@ -1,6 +1,5 @@
 """The model that is tuned: found, loaded in the number format of the run, quantized, and given its adapter."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +103,9 @@ def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
 def _adapted(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
     from peft import get_peft_model
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what peft asks it
+    from labkit.generation.adapters import peft_at_work
+
+    with peft_at_work():
         return get_peft_model(model, adapter_config(model.config, settings))
 
 

@@ -22,6 +22,8 @@ def merge_adapter(adapter: Path, out: Path, model: str = "") -> Path:
     """
     from peft import PeftModel
 
+    from labkit.generation.adapters import peft_at_work
+
     adapter, out = Path(adapter), Path(out)
     base = adapter_base(adapter, model)
     if out.exists() and any(out.iterdir()):
@@ -29,7 +31,8 @@ def merge_adapter(adapter: Path, out: Path, model: str = "") -> Path:
     with loading(base.name):
         tokenizer = AutoTokenizer.from_pretrained(base.source, trust_remote_code=False)
         network = AutoModelForCausalLM.from_pretrained(base.source, dtype=torch.float32, trust_remote_code=False)
-        merged = PeftModel.from_pretrained(network, adapter).merge_and_unload(safe_merge=True)
+        with peft_at_work():
+            merged = PeftModel.from_pretrained(network, adapter).merge_and_unload(safe_merge=True)
     save_checkpoint(merged, tokenizer, out, stored_type(base.source))
     return out
 
