@@ -99,7 +99,7 @@ def _holders() -> str:
 def model_fits(question: Question) -> Finding:
     """The memory that `labkit memory` computes for the model against what is free where it would run."""
     estimate = memory_estimate(question.model)
-    place, free = _where_it_runs()
+    place, free = where_it_runs()
     if estimate.total_gib is None:
         return not_here("model_fits", f"{estimate.model}: {'; '.join(estimate.reasons)}")
     seen = f"{estimate.model} in bf16 with 4,096 tokens: {estimate.total_gib:.1f} GiB; {free:.1f} GiB free in {place}"
@@ -109,7 +109,8 @@ def model_fits(question: Question) -> Finding:
     return ok("model_fits", seen)
 
 
-def _where_it_runs() -> tuple[str, float]:
+def where_it_runs() -> tuple[str, float]:
+    """The memory that a model goes to, and how much of it is free, in GiB."""
     import torch
 
     if torch.cuda.is_available():
@@ -135,15 +136,19 @@ def load(question: Question) -> Finding:
     """Whether other programs take the processor: two threads of torch then wait for each other at every operation."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    waiting, threads = psutil.getloadavg()[0], torch.get_num_threads()
-    seen = f"load {waiting:.1f} on {cores} cores in the last minute; threads of torch: {threads}"
-    if threads > cores:
-        return problem("load", seen, f"set OMP_NUM_THREADS={cores}: more threads than cores wait for each other")
-    if waiting > BUSY * cores:
+    count, waiting, threads = cores(), psutil.getloadavg()[0], torch.get_num_threads()
+    seen = f"load {waiting:.1f} on {count} cores in the last minute; threads of torch: {threads}"
+    if threads > count:
+        return problem("load", seen, f"set OMP_NUM_THREADS={count}: more threads than cores wait for each other")
+    if waiting > BUSY * count:
         busiest = ", ".join(_busiest(3))
         return problem("load", f"{seen}; the busiest: {busiest}", "end them, or measure again when they are done")
     return ok("load", seen)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _busiest(count: int, seconds: float = 0.2) -> list[str]:

@@ -14,6 +14,7 @@ JAPANESE_CASES = DATA / "eval_cases_ja.csv"
 # Tokens for a character: a vocabulary that was made with Japanese in it needs about one or fewer, one that spells
 # characters out in UTF-8 up to three.
 SPELLED_OUT = 1.5
+TAUGHT = ("high", "mid")  # the first word of models.csv's column japanese
 
 
 def licence(question: Question) -> Finding:
@@ -45,10 +46,10 @@ def japanese(question: Question) -> Finding:
         row = find_model(question.model)
     except LabError as unknown:
         return not_here("japanese", f"{unknown.what}, and no tokenizer.json of it is on this machine")
-    if not row.japanese:
-        step = "evaluate it: `labkit eval --base-url URL --cases data/eval_cases_ja.csv`"
-        return problem("japanese", f"{row.repo_id}: the landscape does not say that it was taught Japanese", step)
-    return ok("japanese", f"{row.repo_id}: {row.japanese}")
+    if row.japanese.split(" ")[0] in TAUGHT:
+        return ok("japanese", f"{row.repo_id}: {row.japanese}")
+    step = "evaluate it: `labkit eval --base-url URL --cases data/eval_cases_ja.csv`, or take a model taught Japanese"
+    return problem("japanese", f"{row.repo_id}: {row.japanese or 'nobody has checked its Japanese'}", step)
 
 
 def _counted(folder: Path) -> Finding:

@@ -105,8 +105,8 @@ def widgets(question: Question) -> Finding:
         return problem("widgets", "ipywidgets is not installed for this kernel", "run `pip install ipywidgets`")
     if in_colab():
         return ok("widgets", f"ipywidgets {kernel}; Colab brings its own manager")
-    folder = next((path for path in map(Path, _labextensions()) if (path / MANAGER / "package.json").is_file()), None)
-    if manager is None or folder is None:
+    found = any((folder / MANAGER / "package.json").is_file() for folder in labextensions())
+    if manager is None or not found:
         step = "run `pip install jupyterlab_widgets` where JupyterLab runs, then reload the page"
         return problem("widgets", f"ipywidgets {kernel}, and no {MANAGER} in JupyterLab's folders", step)
     if off := _switched_off():
@@ -119,18 +119,26 @@ def widgets(question: Question) -> Finding:
     return ok("widgets", f"ipywidgets {kernel}, jupyterlab_widgets {manager}, its manager is enabled")
 
 
-def _labextensions() -> list[str]:
+def labextensions() -> list[Path]:
+    """Where JupyterLab looks for extensions that were installed with pip."""
     from jupyter_core.paths import jupyter_path
 
-    return jupyter_path("labextensions")
+    return [Path(folder) for folder in jupyter_path("labextensions")]
+
+
+def settings_files() -> list[Path]:
+    """Where JupyterLab keeps which extensions are switched off."""
+    from jupyter_core.paths import jupyter_config_path, jupyter_path
+
+    return [
+        *(Path(folder) / "labconfig" / "page_config.json" for folder in jupyter_config_path()),
+        *(Path(folder) / "page_config.json" for folder in jupyter_path("lab", "settings")),
+    ]
 
 
 def _switched_off() -> str:
     """The name of the settings file that disables the manager, "" where none does."""
-    from jupyter_core.paths import jupyter_config_path, jupyter_path
-
-    for folder in [*jupyter_config_path(), *jupyter_path("lab", "settings")]:
-        path = Path(folder) / ("page_config.json" if "settings" in folder else "labconfig/page_config.json")
+    for path in settings_files():
         try:
             disabled = json.loads(path.read_text(encoding="utf-8")).get("disabledExtensions", {})
         except (OSError, ValueError, AttributeError):

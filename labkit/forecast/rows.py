@@ -14,9 +14,9 @@ MEANING = (
 
 
 def minutes_text(forecast: LessonForecast | RouteForecast) -> str:
-    """ "4.1 (3.2-5.3)" where a value is expected, "1.0-6.2 verify" where only a range can be told."""
+    """ "4.1 (3.2-5.3)" where a value is expected, "1.0-6.2" where only a range can be told."""
     low, expected, high = (_value(forecast, name) for name in ("minutes_low", "minutes", "minutes_high"))
-    return f"{low:.1f}-{high:.1f} verify" if expected is None else f"{expected:.1f} ({low:.1f}-{high:.1f})"
+    return f"{low:.1f}-{high:.1f}" if expected is None else f"{expected:.1f} ({low:.1f}-{high:.1f})"
 
 
 def _value(forecast: LessonForecast | RouteForecast, name: str) -> float | None:
@@ -27,18 +27,22 @@ def money_text(low: float, high: float) -> str:
     return "0" if not high else f"{low:.2f}-{high:.2f}"
 
 
+def _column(route: RouteForecast) -> str:
+    return f"{route.route} min{' (verify)' if route.extrapolated else ''}"
+
+
 def forecast_rows(routes: Sequence[RouteForecast]) -> list[dict[str, str]]:
     """A row for each lesson and one for all: minutes of computing on each route, memory, and the bill."""
     rows = []
     for at, lesson in enumerate(routes[0].lessons):
         here = [route.lessons[at] for route in routes]
-        minutes = {f"{route.route} min": minutes_text(one) for route, one in zip(routes, here, strict=True)}
+        minutes = {_column(route): minutes_text(one) for route, one in zip(routes, here, strict=True)}
         vram = [one.vram_gib for one in here if one.vram_gib is not None]
         memory = {"RAM GiB": f"{max(one.ram_gib for one in here):.1f}", "VRAM GiB": f"{max(vram):.1f}" if vram else ""}
         bill = money_text(max(one.usd_low for one in here), max(one.usd_high for one in here))
         rows.append({"lesson": lesson.lesson, **minutes, **memory, "USD": bill})
     bill = money_text(max(r.total("usd_low") for r in routes), max(r.total("usd_high") for r in routes))
-    minutes = {f"{route.route} min": minutes_text(route) for route in routes}
+    minutes = {_column(route): minutes_text(route) for route in routes}
     return [*rows, {"lesson": TOTAL, **minutes, "RAM GiB": "", "VRAM GiB": "", "USD": bill}]
 
 
