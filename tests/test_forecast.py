@@ -142,6 +142,12 @@ def test_a_probe_of_a_gpu_is_a_measurement_of_the_gpu_routes(probe):
     assert "NVIDIA L40S" in rented.basis
 
 
+def test_a_gpu_route_that_is_run_here_without_a_gpu_is_forecast_with_its_fallback(probe):
+    (colab,), (local,) = forecast(probe, [COLAB], here="free_colab"), forecast(probe, [LOCAL])
+    assert not colab.extrapolated
+    assert colab.lessons[2].minutes == local.lessons[2].minutes
+
+
 def test_the_bill_runs_while_the_learner_reads(probe):
     (rented,) = forecast(probe, [RENTED])
     lesson = rented.lessons[1]
@@ -349,7 +355,7 @@ def test_the_report_shows_them_and_escapes_what_a_stranger_wrote(ran):
 def test_a_gpu_route_without_an_expected_value_is_judged_by_its_range(probe, tmp_path):
     pack = Pack(tmp_path / "pack", "rented_gpu")
     made = forecast(probe, load_routes())
-    keep.write_forecast(pack, probe, made)
+    keep.write_forecast(pack, probe, made)  # written at home, for a machine that is still to be rented
     copy(pack, "13.2", made[2].lessons[2].minutes_high - 0.01)
     row = compare.compare(pack.folder)[2]
     assert (row.says, row.ratio) == ("inside the range", None)

@@ -27,9 +27,10 @@ def forecast(
     from labkit.forecast.predict import forecast as predict
 
     probe = new_probe(load_route(pack.route if pack else route or "local_cpu"), _said)
-    made = predict(probe, routes)
+    here = pack.route if pack else "local_cpu"
+    made = predict(probe, routes, here)
     if pack:
-        write_forecast(pack, probe, predict(probe, load_routes()))
+        write_forecast(pack, probe, predict(probe, load_routes(), here))
     if as_json:
         print_json(forecast_dict(probe, made))
         return

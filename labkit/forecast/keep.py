@@ -46,7 +46,7 @@ def forecast_for(pack: Pack, told: Listener = lambda text: None) -> tuple[RouteF
     """
     found = kept_probe()
     probe = found or new_probe(load_route(pack.route), told)
-    made = forecast(probe, load_routes(), probed_in_lesson=found is None)
+    made = forecast(probe, load_routes(), pack.route, probed_in_lesson=found is None)
     write_forecast(pack, probe, made)
     return made
 

@@ -71,15 +71,19 @@ class RouteForecast:
         return None if None in values else sum(values)
 
 
-def forecast(probe: Probe, routes: Sequence[Route], probed_in_lesson: bool = False) -> tuple[RouteForecast, ...]:
-    """The forecast of each of `routes`. `probed_in_lesson`: 13.1 made the probe itself and pays for it."""
-    return tuple(_route(probe, route, probed_in_lesson) for route in routes)
+def forecast(
+    probe: Probe, routes: Sequence[Route], here: str = "local_cpu", probed_in_lesson: bool = False
+) -> tuple[RouteForecast, ...]:
+    """The forecast of each of `routes`. The route `here` is the one that is run on this machine, whatever it has: a
+    route that wants a GPU and finds none takes its fallback. `probed_in_lesson`: 13.1 made the probe and pays for it.
+    """
+    return tuple(_route(probe, route, here, probed_in_lesson) for route in routes)
 
 
-def _route(probe: Probe, route: Route, probed_in_lesson: bool) -> RouteForecast:
+def _route(probe: Probe, route: Route, here: str, probed_in_lesson: bool) -> RouteForecast:
     price = price_of(route)
     peak = peak_of(price)
-    extrapolated = route.route != "local_cpu" and route.device != probe.device
+    extrapolated = route.route not in ("local_cpu", here) and route.device != probe.device
     lessons = []
     for lesson in LESSONS:
         work = work_of(lesson.number, route, "cuda" if extrapolated else probe.device)
