@@ -206,6 +206,8 @@ def test_the_machines_rates_are_measured(tmp_path):
     took, held = machine.process_start("import json")
     assert took > 0
     assert 5 < held < 500, "MiB of a Python process"
+    with pytest.raises(LabError, match="does not start: ModuleNotFoundError: No module named 'nowhere'"):
+        machine.process_start("import nowhere")
 
 
 def test_a_cost_is_a_mean_without_the_first_call():

@@ -4,13 +4,16 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
+from labkit.errors import LabError
 from labkit.evidence import Pack
 from labkit.forecast.timing import seconds_each, seconds_of
+from labkit.layout import ROOT, without_paths
 
 SIDE = 768  # of the matrices: large enough that a CPU's cores and a GPU's units are all at work
 COPIED = 64 * 2**20  # bytes: far more than a processor's caches hold
@@ -81,11 +84,14 @@ def _picture() -> None:
 
 
 def process_start(imports: str) -> tuple[float, float]:
-    """Seconds for a Python process that loads `imports` and ends, and the most memory it held, in MiB."""
-    said: list[str] = []
+    """Seconds for a Python process that loads `imports` and ends, and the most memory it held, in MiB.
 
-    def start() -> None:
-        command = [sys.executable, "-c", imports + PEAK]
-        said.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-    return seconds_of(start), float(said[0])
+    Raises LabError with the process's last line where it cannot load them.
+    """
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", imports + PEAK], cwd=ROOT, capture_output=True, text=True, check=False)
+    took = time.perf_counter() - started
+    if done.returncode:
+        last = without_paths(done.stderr.strip().splitlines()[-1])
+        raise LabError(f"a process with the libraries of a lesson does not start: {last}", "run `labkit doctor`")
+    return took, float(done.stdout.splitlines()[-1])
