@@ -21,7 +21,7 @@ from labkit.workbook import LESSONS, Lesson
 
 Span = tuple[float, float | None, float]  # seconds: at least, expected where that can be said, at most
 
-WITHIN = 1.3  # a forecast for the machine that was measured is meant to hold within this factor, at the same load
+WITHIN = 1.3  # the whole on the machine that was measured is meant to hold within this factor, at the same load
 # Which part of the probe held as much memory as the lesson's notebook, and which processes run beside it.
 HELD = {
     "13.0": ("kernel",),
@@ -157,7 +157,7 @@ def _vram(lesson: str) -> float | None:
 def _basis(probe: Probe, extrapolated: bool, peak: GpuPeak | None) -> str:
     measured = f"measured here: {probe.machine}, {probe.cores} cores, load {probe.load:g}, {probe.written}"
     if not extrapolated:
-        return f"{measured}; within {WITHIN - 1:.0%} while the load stays"
+        return f"{measured}; the whole holds within {WITHIN - 1:.0%} while the load stays"
     if peak is None:
         return f"verify: no published peak of the card is known, so this is what {probe.machine} would take"
     return (
