@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from labkit.evidence import read_json, read_manifest
+from labkit.evidence import read_csv, read_json, read_manifest
 from labkit.layout import ROOT
 from labkit.routes import load_route
 from labkit.verification import Verdict, verify
@@ -88,6 +88,16 @@ def test_executed_notebooks_are_in_the_pack_and_name_no_machine(finished):
         if path.suffix in (".ipynb", ".md", ".json", ".csv", ".txt", ".html"):
             text = path.read_text(encoding="utf-8")
             assert not [name for name in private if name in text], path.name
+
+
+def test_the_forecast_stands_beside_the_measured_time(finished):
+    """What it says is not judged here: other tests take the processor, and a forecast holds for one load."""
+    folder, printed, _, _ = finished
+    rows = read_csv(folder / "forecast_and_measured.csv")
+    assert [row["lesson"] for row in rows] == [lesson.number for lesson in LESSONS] + ["all that ran"]
+    assert all(float(row["measured_minutes"]) > 0 < float(row["forecast_minutes"]) for row in rows)
+    assert f"measured {float(rows[-1]['measured_minutes']):.1f}" in printed
+    assert read_json(folder / "forecast.json")["probe"]["seconds"]["LORA_STEP"] > 0
 
 
 def test_no_server_is_left_running(finished):

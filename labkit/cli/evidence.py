@@ -93,6 +93,7 @@ def run(
     evidence: EvidenceOption = None,
 ) -> None:
     """Run the notebooks in order on a route, keep the executed copies, then verify the pack."""
+    from labkit.forecast.compare import after_run
     from labkit.report.page import write_report
     from labkit.report.verification import print_verification
     from labkit.verification import verify as read_back
@@ -100,6 +101,7 @@ def run(
 
     with RunDisplay() as display:
         done = run_workbook(route, str(evidence or ""), lesson, display)
+    print(after_run(open_pack(done.folder, route)))
     found = read_back(done.folder, lesson)
     print_verification(found)
     print(f"\npack:   {_shown(done.folder)}\nreport: {_shown(write_report(done.folder))}")

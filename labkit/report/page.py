@@ -18,6 +18,7 @@ from labkit.report.curve import PLOT_HEIGHT, PLOT_MARGIN, PLOT_WIDTH, loss_plot
 from labkit.verification import verify
 
 REPORT = "report.html"
+SHOWN_TIMES = ("lesson", "forecast_minutes", "low", "high", "measured_minutes", "measured_by_forecast", "says")
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
 
@@ -36,6 +37,7 @@ def write_report(folder: Path) -> Path:
         plot=loss_plot(_log_rows(folder)),
         size=(PLOT_WIDTH, PLOT_HEIGHT, PLOT_MARGIN),
         risks=risk_table(folder),
+        times=forecast_rows(folder),
         notebooks=notebooks(folder),
         commit=_commit(folder),
         time=utc_now(),
@@ -72,6 +74,15 @@ def risk_table(folder: Path) -> list[dict]:
             ids = ", ".join(map(str, failed)) if isinstance(failed, list) else ""
             rows.append({"risk": risk, "passed": counts.get("passed"), "total": counts.get("total"), "ids": ids})
     return rows
+
+
+def forecast_rows(folder: Path) -> list[dict[str, str]]:
+    """The rows of forecast_and_measured.csv; empty when it cannot be read, or has not the columns that are shown."""
+    try:
+        rows = read_csv(folder / "forecast_and_measured.csv")
+    except LabError:
+        return []
+    return rows if rows and set(SHOWN_TIMES) <= set(rows[0]) else []
 
 
 def notebooks(folder: Path) -> list[tuple[str, str]]:
