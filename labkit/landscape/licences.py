@@ -75,6 +75,19 @@ def _by_model() -> dict[str, tuple[Licence, ...]]:
     return found
 
 
+@cache
+def _facts() -> dict[str, tuple[ModelLicence, ...]]:
+    found: dict[str, tuple[ModelLicence, ...]] = {}
+    for row in load_model_licences():
+        found[row.repo_id] = (*found.get(row.repo_id, ()), row)
+    return found
+
+
+def licence_facts(repo_id: str) -> tuple[ModelLicence, ...]:
+    """Which licences apply to the checkpoint, with where and when each was read."""
+    return _facts().get(repo_id, ())
+
+
 def licences_of(repo_id: str) -> tuple[Licence, ...]:
     """Every licence that applies to the checkpoint; none means that none was verified, never that there is none."""
     return _by_model().get(repo_id, ())

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from labkit.errors import LabError
 from labkit.landscape.configs import model_at
-from labkit.landscape.memory import GB, GIB, OVERHEAD, find_quantization, size_text, weight_bytes
+from labkit.landscape.memory import GIB, OVERHEAD, both_units, size_text
 from labkit.landscape.models import Model
+from labkit.landscape.quantization import find_quantization
 from labkit.landscape.saved_activations import (
     LORA_TARGETS,
     Step,
@@ -22,6 +23,7 @@ from labkit.landscape.saved_activations import (
     saved_bytes,
 )
 from labkit.landscape.tables import UNKNOWN
+from labkit.landscape.weights import weight_bytes
 
 MODES = ("lora", "qlora", "full")
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "overhead", "total", "torch_peak")
@@ -125,12 +127,11 @@ class TrainingMemory:
         return None if self.torch_peak is None else self.torch_peak + self.overhead
 
     def as_dict(self) -> dict:
-        """What `labkit memory --mode … --json` prints: each part in GB and GiB, the moments, status and reasons."""
-        sizes = {
-            f"{part}_{unit}": None if (value := getattr(self, part)) is None else round(value / size, 4)
-            for part in PARTS
-            for unit, size in (("gb", GB), ("gib", GIB))
-        }
+        """What `labkit memory --mode … --json` prints: each part in GB and GiB, the moments, status and reasons.
+
+        A training step keeps no key-value cache, so that part is 0.
+        """
+        sizes = both_units({"kv_cache": 0} | {part: getattr(self, part) for part in PARTS})
         plan = self.plan
         head = {"model": self.model, "mode": plan.mode, "quant": self.quant, "precision": self.precision}
         head |= {"context": plan.context, "batch": plan.batch, "gradient_checkpointing": plan.checkpointing}
