@@ -11,13 +11,15 @@ from labkit.decisions.files import project_of, record_rejection, rejected_in, wr
 from labkit.decisions.ladder import ladder_rows
 from labkit.decisions.open_weight import compare_routes, open_weight_route
 from labkit.decisions.project import ALLOWED, Project, example_project, load_project, project_text
-from labkit.decisions.refusals import Rejection, refusal, refusal_rows, reject, rejections
+from labkit.decisions.refusals import Rejection, Terms, refusal, refusal_rows, reject, rejections
+from labkit.decisions.runtimes import runtime_rows
 
 __all__ = [
     "ALLOWED",
     "Checkpoint",
     "Project",
     "Rejection",
+    "Terms",
     "compare_routes",
     "describe_checkpoint",
     "example_project",
@@ -32,6 +34,7 @@ __all__ = [
     "reject",
     "rejected_in",
     "rejections",
+    "runtime_rows",
     "write_decisions",
     "write_open_weight_route",
 ]

@@ -61,6 +61,11 @@ class MemoryEstimate:
     def total_gib(self) -> float | None:
         return in_unit(self.total, GIB)
 
+    def fits(self, card_gb: float) -> str:
+        """Whether a card of so many GB (10^9 bytes) holds it: yes, no or verify. What is known may be too much alone."""
+        known = sum(part for part in (self.weights, self.kv_cache, self.activations, self.overhead) if part)
+        return "no" if known > card_gb * GB else UNKNOWN if self.total is None else "yes"
+
     def as_dict(self) -> dict:
         """What `labkit memory --json` prints: each part in GB and GiB (null where unknown), status and reasons."""
         head = {"model": self.model, "mode": "inference", "quant": self.quant, "context": self.context}

@@ -18,7 +18,8 @@ A remote API, the same test:  LABKIT_API_KEY="$MISTRAL_API_KEY" \\
 def print_models(rows: Sequence[Mapping[str, str]], console: Console | None = None) -> None:
     """The landscape's checkpoints, the whole id always legible; sources and the rest are in data/landscape."""
     console = console or Console()
-    table = Table("model, licence, age of the facts", "size, memory, context, use", show_lines=True)
+    table = Table("model, licence, age of the facts", "size, memory, use", show_lines=True)
+    table.columns[0].overflow = "fold"
     for row in rows:
         ages = f"sizes {row['age']}; licence {row['licence age']}; runtimes {row['runtime age']}"
         active = f", {row['active (B)']} B active" if row["kind"] == "moe" else ""
@@ -27,7 +28,9 @@ def print_models(rows: Sequence[Mapping[str, str]], console: Console | None = No
         table.add_row(f"{row['model']}\n{row['licence']}\n{ages}", f"{sizes}\n{use}")
     console.print(table)
     words = "GB: weights, cache, activations and overhead at 4,096 tokens."
-    console.print(f"{len(rows)} models. {words} What is unknown says verify; no filter takes it for a yes.", markup=False)
+    console.print(
+        f"{len(rows)} models. {words} What is unknown says verify; no filter takes it for a yes.", markup=False
+    )
 
 
 def print_stale(rows: Sequence[Mapping[str, str]], summary: Sequence[str], console: Console | None = None) -> None:
