@@ -332,7 +332,7 @@ def _memory_label(estimate) -> str:
     unknown = [name for name, size in parts.items() if size is None]
     total = f"{sum(size for size in parts.values() if size is not None) / 2**30:.1f} GiB"
     note = f"at least {total}, {' and '.join(unknown)} unknown" if unknown else total
-    return textwrap.fill(f"{estimate.model}, {estimate.quant}", 36) + "\n" + textwrap.fill(note, 36)
+    return textwrap.fill(estimate.label, 36) + "\n" + textwrap.fill(note, 36)
 
 
 def route_minutes(routes: Sequence[Route]) -> Plot:

@@ -62,7 +62,7 @@ class MemoryEstimate:
         return in_unit(self.total, GIB)
 
     def fits(self, card_gb: float) -> str:
-        """Whether a card of so many GB (10^9 bytes) holds it: yes, no or verify. What is known may be too much alone."""
+        """Whether a card of so many GB (10^9 bytes) holds it: yes, verify, or no where the known parts are too much."""
         known = sum(part for part in (self.weights, self.kv_cache, self.activations, self.overhead) if part)
         return "no" if known > card_gb * GB else UNKNOWN if self.total is None else "yes"
 

@@ -4,6 +4,7 @@ import difflib
 import json
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -95,10 +96,15 @@ class Model:
 def load_models(path: Path = LANDSCAPE / "models.csv") -> tuple[Model, ...]:
     """Every checkpoint of the table; the embedded model's sizes are read from its own config where it is there."""
     config = MODELS / EMBEDDED / "config.json"
-    rows = read_table(path, Model, key="repo_id")
+    rows = _rows(path)
     if not config.exists():
         return rows
     return tuple(with_config(row, config) if row.repo_id == EMBEDDED else row for row in rows)
+
+
+@cache
+def _rows(path: Path) -> tuple[Model, ...]:
+    return read_table(path, Model, key="repo_id")
 
 
 def with_config(row: Model, config: Path) -> Model:
