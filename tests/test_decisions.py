@@ -226,7 +226,7 @@ def test_a_quantized_model_is_decided_where_it_fits_and_no_case_speaks_for_a_lar
     large = {"model": "Qwen/Qwen2.5-32B-Instruct", "quant": "awq"}
     with pytest.raises(LabError, match=r"size: 32.764 B parameters are more than 15 B.*\(size alone\)"):
         write_decisions(pack, example_project(), **large)
-    with pytest.raises(LabError, match="no eval_results.csv shows"):
+    with pytest.raises(LabError, match=r"no eval_results\.csv shows"):
         write_decisions(pack, example_project(), **large, failed_cases=["format_01"])
     pack.write_text("eval_results.csv", "case_id,pass\nformat_01,true\nsafety_02,false\n", "13.4")
     with pytest.raises(LabError, match="does not show format_01 as failed"):

@@ -15,7 +15,7 @@ from labkit.routes import load_route
 
 # Billions of parameters to start with, by route and budget: our judgement, not a law. A larger model is for those who
 # can name the cases that one of this size failed.
-START_B = {"local_cpu": 4, "free_colab": 8, "rented_gpu": 15}
+START_B = {"local_cpu": 4.5, "free_colab": 9, "rented_gpu": 15}
 START_B_MEDIUM = 80
 SMALLEST = "Q4_K_M"  # the format in which a model is tried before it is given up for its memory
 

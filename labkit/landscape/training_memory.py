@@ -8,7 +8,7 @@ saved activation, and the logits three times), the backward pass of a layer, and
 from dataclasses import dataclass
 
 from labkit.errors import LabError
-from labkit.landscape.configs import model_at
+from labkit.landscape.configs import PLAIN, model_at
 from labkit.landscape.memory import GIB, OVERHEAD, both_units, size_text
 from labkit.landscape.models import Model
 from labkit.landscape.quantization import find_quantization
@@ -27,6 +27,7 @@ from labkit.landscape.weights import weight_bytes
 
 MODES = ("lora", "qlora", "full")
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "overhead", "total", "torch_peak")
+LLAMA_LIKE = (*PLAIN, "olmo2")  # their blocks are those that saved_activations.py counts
 NEEDED = ("params_total_b", "layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "intermediate_size", "vocab")
 
 
@@ -163,7 +164,7 @@ def training_memory(model: str | Model, plan: TrainingPlan) -> TrainingMemory:
     row = model_at(model) if isinstance(model, str) else model
     quant, precision = _formats(plan)
     missing = [name for name in NEEDED if not getattr(row, name)]
-    if row.kind != "dense" or row.attention not in ("gqa", "mha") or missing:
+    if row.model_type not in LLAMA_LIKE or row.attention not in ("gqa", "mha") or missing:
         why = f"training: verify, {', '.join(missing)} unknown" if missing else "training: verify, not a plain layout"
         nothing = (None,) * 7
         return TrainingMemory(row.repo_id, plan, quant, precision.name, *nothing, OVERHEAD, (), (why,), ())
