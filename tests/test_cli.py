@@ -238,7 +238,7 @@ def test_memory_and_models_say_what_they_know(capsys):
     )
     assert (short["quant"], short["cards"], short["activations_gb"] < 0.01) == ("AWQ", 2, True)
     assert "Apache License 2.0" in printed
-    assert "no family called" in refusal(capsys, "models", "--family", "Moon")
+    assert "no family called" in refusal(capsys, "models", "--family", "Moonstone")
 
 
 def test_memory_of_training_by_the_command(capsys):

@@ -286,6 +286,15 @@ def test_records_for_a_program_have_null_for_unknown_and_an_age_for_each_fact():
     assert known["runtimes"]["MLX"] is None
 
 
+def test_a_licence_card_for_each_licence_and_one_that_says_that_none_was_read():
+    cards = licences.licence_cards(
+        ["tokyotech-llm/Llama-3.1-Swallow-8B-Instruct-v0.5", "deepseek-ai/DeepSeek-V4-Flash"]
+    )
+    assert [card["licence"] for card in cards] == ["Llama 3.1 Community License", "Gemma Terms of Use", "verify"]
+    assert cards[2]["commercial use"] == cards[2]["text"] == "verify"
+    assert all(list(card) == list(cards[0]) for card in cards)
+
+
 def test_stale_rows_are_listed_by_table_and_tgi_is_in_maintenance():
     assert not [row for row in staleness.stale_rows(date(2026, 11, 27)) if row["table"] != "prices.csv"]
     later = staleness.stale_rows(date(2027, 2, 26))

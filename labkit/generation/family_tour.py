@@ -60,7 +60,7 @@ EYES = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, 
 PLACES = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
 STOPS = (
     Stop("Llama", "llama", "meta-llama/Llama-3.2-1B-Instruct"),
-    Stop("Mistral", "mistral", "mistralai/Mistral-7B-Instruct-v0.3", {"sliding_window": 8}),
+    Stop("Mistral", "mistral", "mistralai/Mistral-7B-Instruct-v0.3", {"sliding_window": None}),
     Stop("Mixtral", "mixtral", "mistralai/Mixtral-8x7B-Instruct-v0.1", {"num_local_experts": 8}),
     Stop("Qwen2.5", "qwen2", "Qwen/Qwen2.5-0.5B-Instruct"),
     Stop("Qwen3", "qwen3", "Qwen/Qwen3-0.6B", {"head_dim": 32}),

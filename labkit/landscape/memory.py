@@ -161,9 +161,8 @@ def kv_cache_bytes(model: Model, context: int, batch: int) -> tuple[int | None, 
 def _notes(model: Model, prompt: int) -> tuple[str, ...]:
     notes = ["overhead is a constant that other tools use (650 MiB on each card), not a measurement of your machine"]
     notes.append("the cache is counted in 16 bit")
-    notes.append(
-        f"activations are those of {prompt:,} prompt tokens read in one piece; --prompt says how long a piece is"
-    )
+    pieces = f"{prompt:,} token{'s' * (prompt > 1)}"
+    notes.append(f"activations are counted for a prompt of which {pieces} are read at once; --prompt says how many")
     if model.attention == "sliding":
         notes.append("a runtime that does not cap the local layers at their window needs more cache")
     if model.attention == "hybrid":
