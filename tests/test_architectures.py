@@ -12,6 +12,7 @@ from labkit.generation.family_tour import (
     STOPS,
     active_parameters,
     dense_and_mixture,
+    mixtral_routers,
     router_use,
     tour,
     visit,
@@ -107,8 +108,7 @@ def test_a_token_meets_two_experts_and_many_tokens_meet_all():
 
 
 def test_router_counts_add_up_and_a_dense_model_has_none():
-    mixtral = next(stop for stop in STOPS if stop.family == "Mixtral")
-    rows = router_use(build(mixtral.config, "cpu").eval(), torch.randint(1, 400, (1, 20)))
+    rows = mixtral_routers(20)
     assert [sum(row[f"expert {n}"] for n in range(8)) for row in rows] == [40] * 4
     with pytest.raises(LabError, match="has no routers"):
         router_use(build(STOPS[0].config, "cpu"), torch.tensor([[1, 2]]))

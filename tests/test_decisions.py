@@ -257,6 +257,12 @@ def test_a_public_service_without_auth_is_refused_by_name():
     assert replace(example_project(), exposure="public", auth="api_key").auth == "api_key"
 
 
+def test_each_anti_pattern_is_refused_by_its_name():
+    rows = {row["name"]: row["refused because"] for row in decisions.anti_pattern_rows(example_project("local_cpu"))}
+    assert list(rows) == ["licence unread", "no quantization", "size alone", "public without auth"]
+    assert all(name in reason for name, reason in rows.items())
+
+
 def test_the_runtime_decision_weighs_every_runtime_and_keeps_ladder_refusals_signal_and_fallback(pack, weights):
     write_decisions(pack, example_project("local_cpu"))
     decision = read_json(pack.path("model_runtime_decision.json"))

@@ -6,6 +6,7 @@ from its file. The rules stand in project.py (what may be asked), open_weight.py
 refusals.py (which models are refused, and why).
 """
 
+from labkit.decisions.anti_patterns import anti_pattern_rows
 from labkit.decisions.checkpoint import Checkpoint, describe_checkpoint
 from labkit.decisions.files import project_of, record_rejection, rejected_in, write_decisions, write_open_weight_route
 from labkit.decisions.ladder import ladder_rows
@@ -20,6 +21,7 @@ __all__ = [
     "Project",
     "Rejection",
     "Terms",
+    "anti_pattern_rows",
     "compare_routes",
     "describe_checkpoint",
     "example_project",

@@ -193,6 +193,13 @@ def active_parameters(network: PreTrainedModel) -> int:
     return total - held + held * config.num_experts_per_tok // experts
 
 
+def mixtral_routers(tokens: int = LONG) -> list[dict[str, object]]:
+    """What `router_use` says of a small Mixtral that reads so many random tokens."""
+    torch.manual_seed(0)
+    mixtral = next(stop for stop in STOPS if stop.family == "Mixtral")
+    return router_use(build(mixtral.config, "cpu").eval(), torch.randint(1, 400, (1, tokens)))
+
+
 def router_use(network: PreTrainedModel, ids: torch.Tensor) -> list[dict[str, object]]:
     """For every layer with a router: how many of the tokens went to each expert, and how many experts got any.
 
