@@ -28,9 +28,10 @@ PALETTE = (BLUE, ORANGE, GREEN, VERMILION, "#56B4E9", "#CC79A7", "#F0E442")
 
 
 _MEMORY_PARTS = (
-    ("weights_gib", "weights", BLUE, ""),
-    ("kv_cache_gib", "KV cache", ORANGE, "//"),
-    ("overhead_gib", "overhead", GREY, ".."),
+    ("weights", "weights", BLUE, ""),
+    ("kv_cache", "KV cache", ORANGE, "//"),
+    ("activations", "activations", GREEN, "xx"),
+    ("overhead", "overhead", GREY, ".."),
 )
 
 
@@ -303,8 +304,8 @@ def quantization_plot(rows: Sequence, model: str) -> Plot:
 def memory_bars(estimates: Sequence, card_gib: float | None = None) -> Plot:
     """Memory by part, stacked, in GiB (2^30 bytes); the line is the card's memory.
 
-    `estimates` are MemoryEstimates. A part that is None is unknown: the bar is then a lower bound and says so, because
-    an unknown must not look like a zero.
+    `estimates` are MemoryEstimates, in bytes. A part that is None is unknown: the bar is then a lower bound and says
+    so, because an unknown must not look like a zero.
     """
     labels = [_memory_label(estimate) for estimate in estimates]
     lines = sum(label.count("\n") + 1 for label in labels)
@@ -313,7 +314,7 @@ def memory_bars(estimates: Sequence, card_gib: float | None = None) -> Plot:
     places = range(len(labels))
     left = [0.0] * len(labels)
     for key, name, colour, hatch in _MEMORY_PARTS:
-        widths = [getattr(estimate, key) or 0.0 for estimate in estimates]
+        widths = [(getattr(estimate, key) or 0) / 2**30 for estimate in estimates]
         axes.barh(places, widths, left=left, color=colour, hatch=hatch, edgecolor="white", label=name)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     if card_gib is not None:
@@ -329,9 +330,9 @@ def memory_bars(estimates: Sequence, card_gib: float | None = None) -> Plot:
 def _memory_label(estimate) -> str:
     parts = {name: getattr(estimate, key) for key, name, *_ in _MEMORY_PARTS}
     unknown = [name for name, size in parts.items() if size is None]
-    total = f"{sum(size for size in parts.values() if size is not None):.1f} GiB"
+    total = f"{sum(size for size in parts.values() if size is not None) / 2**30:.1f} GiB"
     note = f"at least {total}, {' and '.join(unknown)} unknown" if unknown else total
-    return textwrap.fill(f"{estimate.model}, {estimate.quant}", 36) + "\n" + textwrap.fill(note, 36)
+    return textwrap.fill(estimate.label, 36) + "\n" + textwrap.fill(note, 36)
 
 
 def route_minutes(routes: Sequence[Route]) -> Plot:

@@ -16,6 +16,11 @@ from labkit.environment import unwatched
 from labkit.errors import LabError
 from labkit.evaluation.review import agreement, one_per_case, read_review, review
 from labkit.evidence import Pack
+from labkit.landscape.memory import GB, GIB, MemoryEstimate, memory_estimate, size_text
+from labkit.landscape.models import load_models
+from labkit.landscape.prices import cards
+from labkit.landscape.quantization import load_quantizations
+from labkit.landscape.tables import UNKNOWN
 from labkit.routes import ROUTE_NAMES, Route, load_routes
 from labkit.verification import Finding, Verdict, Verification
 
@@ -58,6 +63,46 @@ def route_card(route: Route) -> str:
 
 def _items(texts: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
+
+
+def memory_explorer(draw: Callable, model: str, quant: str, context: int, batch: int, card: str) -> ipywidgets.VBox:
+    """Choose model, format, context, batch and card, and see what must fit: `draw` is plots.memory_bars.
+
+    It starts at the given values, so a run without a hand on the mouse shows the answer to a notebook's parameters;
+    the same answer for a program is `memory_estimate`. Raises LabError for an unknown model, format or card.
+    """
+    held, first = cards(), memory_estimate(model, quant, context, batch)
+    if card not in held:
+        raise LabError(f"there is no card called {card!r}", f"choose one of {'; '.join(held)}")
+    names = [row.repo_id for row in load_models()]
+    formats = [row.format for row in load_quantizations()]
+    sizes = sorted({context, *(2**power for power in range(9, 18))})
+    parts = (
+        ipywidgets.Dropdown(options=names, value=first.model, description="Model"),
+        ipywidgets.Dropdown(options=formats, value=first.quant, description="Format"),
+        ipywidgets.SelectionSlider(options=sizes, value=context, description="Context"),
+        ipywidgets.BoundedIntText(value=batch, min=1, max=512, description="Batch"),
+        ipywidgets.Dropdown(options=list(held), value=card, description="Card"),
+    )
+    said, picture = ipywidgets.HTML(), ipywidgets.Image(format="png")
+
+    def show(_change: object = None) -> None:
+        *question, chosen = (part.value for part in parts)
+        estimate = memory_estimate(*question)
+        said.value = memory_html(estimate, chosen, held[chosen])
+        picture.value = draw([estimate], held[chosen] * GB / GIB)._repr_png_()
+
+    for part in parts:
+        part.observe(show, names="value")
+    show()
+    return ipywidgets.VBox([*parts, said, picture])
+
+
+def memory_html(estimate: MemoryEstimate, card: str, card_gb: int) -> str:
+    """The estimate in a sentence, and the reasons why it needs checking."""
+    fits = {"yes": "fits", "no": "does not fit", UNKNOWN: "may fit (verify)"}[estimate.fits(card_gb)]
+    text = f"<p><b>{escape(estimate.label)}</b>: {size_text(estimate.total)}, {fits} on {escape(card)}</p>"
+    return text + (_items(estimate.reasons) if estimate.reasons else "")
 
 
 def checklist(verification: Verification) -> ipywidgets.VBox:

@@ -228,8 +228,17 @@ def test_memory_and_models_say_what_they_know(capsys):
     assert "no model called" in refusal(capsys, "memory", "nobody/nothing")
     printed = labkit("models", "--family", "Qwen")
     assert "Qwen/Qwen2.5-0.5B-Instruct" in printed
+    found = json.loads(here(capsys, "models", "--language", "ja", "--commercial", "--fits", "8", "--json")[0])
+    assert {row["model"] for row in found} >= {"Qwen/Qwen2.5-0.5B-Instruct"}
+    assert all(row["commercial_use"] in ("yes", "conditional") and row["facts"] for row in found)
+    assert "prices.csv" in here(capsys, "models", "--stale")[0]
+    assert "mean nothing for training" in refusal(capsys, "memory", "Qwen3-8B", "--mode", "lora", "--prompt", "9")
+    short = json.loads(
+        here(capsys, "memory", "Qwen3-8B", "--prompt", "1", "--cards", "2", "--quant", "awq", "--json")[0]
+    )
+    assert (short["quant"], short["cards"], short["activations_gb"] < 0.01) == ("AWQ", 2, True)
     assert "Apache License 2.0" in printed
-    assert "no family called" in refusal(capsys, "models", "--family", "Moon")
+    assert "no family called" in refusal(capsys, "models", "--family", "Moonstone")
 
 
 def test_memory_of_training_by_the_command(capsys):

@@ -209,8 +209,8 @@ def test_another_route_than_the_packs_is_refused_and_nothing_is_written(pack, we
     ("model", "said"),
     [
         ("Qwen/Qwen2.5-3B-Instruct", "licence: the Qwen Research License does not allow"),
-        ("deepseek-ai/DeepSeek-V4-Flash", "licence: it was not verified"),
-        ("meta-llama/Meta-Llama-3.1-8B-Instruct", r"memory: about 16.1 GiB"),
+        ("deepseek-ai/DeepSeek-V4-Flash", r"licence: it was not verified.*\(licence unread\)"),
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", r"memory: about 16.5 GiB.*Q4_K_M it is 6.2 GiB.*\(no quantization\)"),
         ("cyberagent/calm3-22b-chat", "memory: what it needs could not be computed"),
         ("nobody/nothing", "no model called"),
     ],
@@ -219,6 +219,81 @@ def test_a_model_that_fails_the_ladder_is_refused_by_name(pack, model, said):
     with pytest.raises(LabError, match=said):
         write_decisions(pack, example_project("local_cpu"), model=model)
     assert not pack.path("model_decision.md").exists()
+
+
+def test_a_quantized_model_is_decided_where_it_fits_and_no_case_speaks_for_a_larger_one(tmp_path):
+    pack = Pack(tmp_path / "rented", "rented_gpu")
+    large = {"model": "Qwen/Qwen2.5-32B-Instruct", "quant": "awq"}
+    with pytest.raises(LabError, match=r"size: 32.764 B parameters are more than 15 B.*\(size alone\)"):
+        write_decisions(pack, example_project(), **large)
+    with pytest.raises(LabError, match=r"no eval_results\.csv shows"):
+        write_decisions(pack, example_project(), **large, failed_cases=["format_01"])
+    pack.write_text("eval_results.csv", "case_id,pass\nformat_01,true\nsafety_02,false\n", "13.4")
+    with pytest.raises(LabError, match="does not show format_01 as failed"):
+        write_decisions(pack, example_project(), **large, failed_cases=["format_01", "safety_02"])
+    assert not pack.path("model_decision.md").exists()
+    write_decisions(pack, example_project(), **large, failed_cases=["safety_02"])
+    text = pack.path("model_decision.md").read_text()
+    assert "- Format: AWQ\n" in text
+    assert "- Cases that a smaller model failed: safety_02\n" in text
+    write_decisions(pack, replace(example_project(), budget_level="medium"), **large)  # a budget for such cards
+
+
+def test_a_gguf_format_is_run_by_llama_cpp(pack):
+    write_decisions(pack, example_project("local_cpu"), model="Qwen3-4B", quant="Q4_K_M", failed_cases=())
+    assert read_json(pack.path("open_llm_runbook.json"))["runtime"]["choice"] == "llama.cpp"
+
+
+def test_research_may_use_what_production_may_not(tmp_path):
+    pack, project = Pack(tmp_path / "rented", "rented_gpu"), example_project()
+    with pytest.raises(LabError, match="does not allow production use"):
+        write_decisions(pack, project, model="Qwen2.5-3B-Instruct")
+    write_decisions(pack, replace(project, use="research"), model="Qwen2.5-3B-Instruct")
+
+
+def test_a_public_service_without_auth_is_refused_by_name():
+    with pytest.raises(LabError, match="public without auth"):
+        replace(example_project(), exposure="public")
+    assert replace(example_project(), exposure="public", auth="api_key").auth == "api_key"
+
+
+def test_each_anti_pattern_is_refused_by_its_name():
+    rows = {row["name"]: row["refused because"] for row in decisions.anti_pattern_rows(example_project("local_cpu"))}
+    assert list(rows) == ["licence unread", "no quantization", "size alone", "public without auth"]
+    assert all(name in reason for name, reason in rows.items())
+
+
+def test_the_runtime_decision_weighs_every_runtime_and_keeps_ladder_refusals_signal_and_fallback(pack, weights):
+    write_decisions(pack, example_project("local_cpu"))
+    decision = read_json(pack.path("model_runtime_decision.json"))
+    assert [rung["step"] for rung in decision["ladder"]] == ["task", "licence", "hardware", "runtime", "evidence"]
+    verdicts = {row["runtime"]: row for row in decision["runtimes"]}
+    assert verdicts["Transformers"]["verdict"] == "chosen"
+    assert (verdicts["TGI"]["verdict"], verdicts["TGI"]["status"]) == ("refused", "maintenance")
+    assert "maintenance mode" in verdicts["TGI"]["reason"]
+    assert "NVIDIA GPU" in verdicts["vLLM"]["reason"]
+    assert verdicts["cloud API"]["verdict"] == "refused"  # the documents are private
+    assert all(row["reason"] for row in verdicts.values())
+    assert len(decision["rejected"]) >= 3
+    assert decision["upgrade_signal"]
+    assert decision["fallback"]
+
+
+def test_a_runtime_that_no_row_supports_is_verify():
+    public = replace(example_project(), privacy="public")
+    rows = {row["runtime"]: row for row in decisions.runtime_rows(public, "Qwen/Qwen3.5-9B")}
+    assert rows["Ollama"]["verdict"] == "verify"
+    assert rows["vLLM"]["verdict"] == "chosen"
+    assert rows["cloud API"]["verdict"] == "possible"
+
+
+def test_a_project_may_leave_out_what_has_a_default(tmp_path):
+    short = {
+        name: value for name, value in asdict(example_project()).items() if name not in ("use", "auth", "exposure")
+    }
+    path = tmp_path / "project.json"
+    path.write_text(json.dumps(short))
+    assert decisions.load_project(path) == example_project()
 
 
 def test_a_hub_model_keeps_a_placeholder_until_its_commit_is_known(tmp_path):

@@ -110,20 +110,21 @@ def test_the_throughput_plot_shows_what_more_clients_gain_and_pay():
 
 
 def estimate(weights: int | None, cache: int | None) -> MemoryEstimate:
-    return MemoryEstimate("maker/model", "bf16", 4096, 1, weights, cache, 2**29, (), ())
+    return MemoryEstimate("maker/model", "bf16", 4096, 1, 4096, 1, weights, cache, 2**28, 2**29, (), ())
 
 
 def test_memory_bars_are_stacked_in_gib_with_the_card():
     figure = plots.memory_bars([estimate(8 * 2**30, 2**30)], card_gib=24)
-    assert [bar.get_width() for bar in figure.axes[0].patches] == [8.0, 1.0, 0.5]
-    assert [bar.get_x() for bar in figure.axes[0].patches] == [0.0, 8.0, 9.0]
-    assert "9.5 GiB" in texts(figure)
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [8.0, 1.0, 0.25, 0.5]
+    assert [bar.get_x() for bar in figure.axes[0].patches] == [0.0, 8.0, 9.0, 9.25]
+    assert "9.8 GiB" in texts(figure)
+    assert "activations" in texts(figure)
     assert "card: 24 GiB" in texts(figure)
 
 
 def test_an_unknown_cache_is_a_lower_bound_and_not_a_zero():
     shown = texts(plots.memory_bars([estimate(8 * 2**30, None)]))
-    assert "at least 8.5 GiB, KV cache" in shown
+    assert "at least 8.8 GiB, KV cache" in shown
     assert "unknown" in shown
 
 

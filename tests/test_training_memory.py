@@ -13,6 +13,7 @@ from labkit.landscape.configs import model_at
 from labkit.landscape.models import find_model, load_models
 from labkit.landscape.saved_activations import LORA_TARGETS, logits_bytes, saved_bytes
 from labkit.landscape.training_memory import (
+    LLAMA_LIKE,
     PRECISIONS,
     TrainingPlan,
     copied_bytes,
@@ -209,13 +210,21 @@ def test_trainable_parameters_of_published_shapes(model, targets, trained):
 
 
 def test_every_intermediate_size_gives_the_published_number_of_parameters():
-    rows = [row for row in load_models() if row.intermediate_size]
+    rows = [row for row in load_models() if row.intermediate_size and row.model_type in LLAMA_LIKE]
     assert len(rows) > 20
     for row in rows:
         attention = 2 * row.hidden_size * row.head_dim * (row.n_heads + row.n_kv_heads)
         tables = row.vocab * row.hidden_size * (1 if row.tied_embeddings else 2)
         counted = tables + row.layers * (attention + 3 * row.hidden_size * row.intermediate_size)
         assert counted / 1e9 == pytest.approx(row.params_total_b, rel=3e-3), row.repo_id
+
+
+@pytest.mark.parametrize(
+    "name", ["pythia-1.4b", "Mixtral-8x7B-Instruct-v0.1", "Qwen2.5-VL-7B-Instruct", "gemma-2-9b-it"]
+)
+def test_training_another_kind_of_block_is_verify_and_never_a_guess(name):
+    estimate = training_memory(name, TrainingPlan("lora"))
+    assert (estimate.status, estimate.total, estimate.as_dict()["total_gb"]) == ("verify", None, None)
 
 
 def test_the_moments_move_as_they_should():

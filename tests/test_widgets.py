@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from labkit import widgets, workbook
+from labkit import plots, widgets, workbook
 from labkit.benchmark import Moment
 from labkit.errors import LabError
 from labkit.routes import load_routes
@@ -29,6 +29,26 @@ def test_choosing_a_route_shows_what_it_proves_and_cannot_and_when_to_stop():
 def test_an_unknown_route_is_refused():
     with pytest.raises(LabError, match="no route called 'moon'"):
         widgets.route_picker("moon")
+
+
+def test_the_memory_explorer_starts_at_the_parameters_and_answers_each_choice():
+    question = ("Qwen/Qwen3-8B", "AWQ", 2049, 1, "RTX 4090, 24 GB")
+    model, form, context, batch, card, said, picture = widgets.memory_explorer(plots.memory_bars, *question).children
+    assert (model.value, form.value, context.value, batch.value, card.value) == question
+    assert "7.30 GB (6.80 GiB), fits on RTX 4090, 24 GB" in said.value
+    before = bytes(picture.value)
+    assert before.startswith(b"\x89PNG")
+    form.value, context.value = "bf16", 32768
+    assert "does not fit" in said.value
+    assert bytes(picture.value) != before
+    model.value, card.value = "google/gemma-4-31B-it", "H100 SXM, 80 GB"
+    assert "may fit (verify)" in said.value
+    assert "KV cache: verify" in said.value
+
+
+def test_the_memory_explorer_names_the_cards_it_knows():
+    with pytest.raises(LabError, match="choose one of T4, 16 GB"):
+        widgets.memory_explorer(plots.memory_bars, "Qwen/Qwen3-8B", "bf16", 4096, 1, "abacus")
 
 
 def test_the_checklist_ticks_what_the_pack_supports_and_cannot_be_ticked_by_hand(tmp_path):

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from labkit.errors import LabError
 from labkit.evidence import read_csv, write_atomically
-from labkit.landscape.memory import find_quantization, weight_bytes
 from labkit.landscape.models import EMBEDDED, Model, find_model, with_config
+from labkit.landscape.quantization import find_quantization
+from labkit.landscape.weights import weight_bytes
 from labkit.layout import DATA, MODELS, ROOT, without_paths
 
 HELD_OUT = DATA / "corpus" / "held_out_cases.csv"

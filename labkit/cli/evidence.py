@@ -49,13 +49,22 @@ def decide(
     route: RouteOption = None,
     model: ModelOption = "mini-instruct",
     project: Annotated[Path | None, typer.Option(help="JSON file with the project (default: the chapter's)")] = None,
+    quant: Annotated[str, typer.Option(help="format of the weights, for example Q4_K_M (default: bf16)")] = "",
+    failed_cases: Annotated[
+        str, typer.Option(help="ids in eval_results.csv that a smaller model failed, comma-separated: why a larger one")
+    ] = "",
 ) -> None:
-    """Write the model, runtime and route decisions for a project."""
-    from labkit.decisions import example_project, load_project, write_decisions
+    """Walk down the ladder (task, licence, hardware, runtime, evidence); write the decision and what was refused."""
+    from labkit.decisions import example_project, load_project, rejected_in, write_decisions
+    from labkit.evidence import read_json
 
     wanted = load_project(project) if project else None
     pack = open_pack(evidence, route or (wanted.available_route if wanted else None))
-    write_decisions(pack, wanted or example_project(pack.route), model)
+    cases = tuple(name.strip() for name in failed_cases.split(",") if name.strip())
+    write_decisions(pack, wanted or example_project(pack.route), model, quant=quant, failed_cases=cases)
+    for rung in read_json(pack.path("model_runtime_decision.json"))["ladder"]:
+        print(f"{rung['step']}: {rung['answer']}")
+    print("".join(f"rejected: {found.name}: {found.reason}\n" for found in rejected_in(pack)), end="")
     print("wrote model_decision.md, model_runtime_decision.json, open_llm_runbook.json, open_weight_route.json")
 
 

@@ -14,7 +14,9 @@ TRAINING = {"precision": "", "targets": "", "r": 16, "dropout": 0.05, "accumulat
 
 @app.command()
 def memory(
-    model: Annotated[str, typer.Argument(help="a model of the landscape, or a model's folder or config.json")],
+    model: Annotated[
+        str, typer.Argument(help="a model of the landscape (a name or hub id), or a model's folder or config.json")
+    ],
     quant: Annotated[
         str, typer.Option(help="format of the weights, for example bf16, int8, nf4, Q4_K_M (default: the mode's)")
     ] = "",
@@ -22,6 +24,10 @@ def memory(
         int | None, typer.Option(help="tokens of a sequence, prompt and answer (default: 4096, training 512)")
     ] = None,
     batch: Annotated[int | None, typer.Option(help="sequences at once (default: 1, training 4)")] = None,
+    prompt: Annotated[
+        int | None, typer.Option(help="inference: tokens of a prompt that are read in one piece (default: the context)")
+    ] = None,
+    cards: Annotated[int, typer.Option(help="inference: GPUs that the layers are split over")] = 1,
     mode: Annotated[str, typer.Option(help="inference, lora, qlora or full")] = "inference",
     r: Annotated[int, typer.Option(help=f"{LORA}: rank of the adapter")] = 16,
     targets: Annotated[str, typer.Option(help=f"{LORA}: projections, comma-separated (default: all seven)")] = "",
@@ -48,9 +54,10 @@ def memory(
         odd += ["--checkpointing"] * checkpointing + ["--keep-logits"] * keep_logits
         if odd:
             raise LabError(f"{', '.join(odd)} means nothing for inference", "add --mode lora, qlora or full")
-        estimate = memory_estimate(
-            model, quant or "bf16", 4096 if context is None else context, 1 if batch is None else batch
-        )
+        context, batch = 4096 if context is None else context, 1 if batch is None else batch
+        estimate = memory_estimate(model, quant, context, batch, prompt, cards)
+    elif prompt is not None or cards != 1:
+        raise LabError("--prompt and --cards mean nothing for training", "leave them out, or leave --mode out")
     else:
         plan = TrainingPlan(
             mode=mode.lower(),

@@ -1,4 +1,4 @@
-"""Commands that ask a model in this process, or the table of models: chat, eval, compare, models."""
+"""Commands that ask a model in this process: chat, eval, compare."""
 
 import os
 import shlex
@@ -169,12 +169,3 @@ def compare(
         print_pass_rates(rates)
         print_speeds(speeds(read))
     raise typer.Exit(int(any(found.ids("broken") for found in comparisons)))
-
-
-@app.command()
-def models(family: Annotated[str, typer.Option(help="only this family, for example Qwen")] = "") -> None:
-    """List the models the workbook knows, with licence, sizes and the age of each fact."""
-    from labkit.landscape.models import model_table
-    from labkit.report.landscape import print_models
-
-    print_models(model_table(family))

@@ -6,18 +6,22 @@ from its file. The rules stand in project.py (what may be asked), open_weight.py
 refusals.py (which models are refused, and why).
 """
 
+from labkit.decisions.anti_patterns import anti_pattern_rows
 from labkit.decisions.checkpoint import Checkpoint, describe_checkpoint
 from labkit.decisions.files import project_of, record_rejection, rejected_in, write_decisions, write_open_weight_route
 from labkit.decisions.ladder import ladder_rows
 from labkit.decisions.open_weight import compare_routes, open_weight_route
 from labkit.decisions.project import ALLOWED, Project, example_project, load_project, project_text
-from labkit.decisions.refusals import Rejection, refusal, refusal_rows, reject, rejections
+from labkit.decisions.refusals import Rejection, Terms, refusal, refusal_rows, reject, rejections
+from labkit.decisions.runtimes import runtime_rows
 
 __all__ = [
     "ALLOWED",
     "Checkpoint",
     "Project",
     "Rejection",
+    "Terms",
+    "anti_pattern_rows",
     "compare_routes",
     "describe_checkpoint",
     "example_project",
@@ -32,6 +36,7 @@ __all__ = [
     "reject",
     "rejected_in",
     "rejections",
+    "runtime_rows",
     "write_decisions",
     "write_open_weight_route",
 ]

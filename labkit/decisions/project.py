@@ -1,6 +1,6 @@
 """The project that is decided about: what may be asked for, and which wishes contradict each other."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 from labkit.errors import LabError
@@ -11,6 +11,9 @@ ALLOWED = {
     "privacy": ("public", "private_docs", "regulated"),
     "available_route": ROUTE_NAMES,
     "budget_level": ("none", "small", "medium"),
+    "use": ("production", "research"),
+    "exposure": ("loopback", "public"),
+    "auth": ("none", "api_key"),
 }
 
 
@@ -20,8 +23,9 @@ class Project:
 
     privacy: public, private_docs (a company's own notes) or regulated (law or contract says where data may be).
     budget_level: none, small (some dollars: one card by the hour) or medium (a large card, or several).
-    Raises LabError, naming the allowed values, for any other; for a rented GPU without a budget; and for regulated
-    data on free Colab, which no evidence could make right.
+    use: production (which a research licence forbids) or research. exposure: loopback (this machine) or public, which
+    needs auth. Raises LabError, naming the allowed values, for any other; for a rented GPU without a budget; for
+    regulated data on free Colab, which no evidence could make right; and for a public service without auth.
     """
 
     task: str
@@ -30,6 +34,9 @@ class Project:
     needs_service_api: bool
     needs_fine_tuning: bool
     budget_level: str
+    use: str = "production"
+    exposure: str = "loopback"
+    auth: str = "none"
 
     def __post_init__(self):
         if not isinstance(self.task, str) or not self.task.strip() or "\n" in self.task:
@@ -47,6 +54,11 @@ class Project:
                 "regulated data may not be uploaded to free Colab",
                 "choose local_cpu, or work with invented text and privacy public",
             )
+        if self.exposure == "public" and self.auth == "none":
+            raise LabError(
+                "public without auth: whoever finds the address uses the model, and you pay",
+                "set auth to api_key, or exposure to loopback",
+            )
 
 
 def example_project(route: str = "rented_gpu") -> Project:
@@ -61,12 +73,15 @@ def load_project(path: Path) -> Project:
 
 def parse_project(values: object, where: str) -> Project:
     """The project in `values`, as read from JSON. Raises LabError for missing, unknown or wrong fields."""
-    wanted = {field.name for field in fields(Project)}
-    if not isinstance(values, dict) or set(values) != wanted:
-        odd = ", ".join(sorted(set(values) ^ wanted)) if isinstance(values, dict) else "it is not an object"
+    wanted = {field.name for field in fields(Project) if field.default is MISSING}
+    known = {field.name for field in fields(Project)}
+    if not isinstance(values, dict) or not wanted <= set(values) <= known:
+        odd = "it is not an object"
+        if isinstance(values, dict):
+            odd = ", ".join(sorted((wanted - set(values)) | (set(values) - known)))
         raise LabError(
             f"the project has missing or unknown fields: {odd}",
-            f"give exactly {', '.join(sorted(wanted))}",
+            f"give {', '.join(sorted(wanted))}, and {', '.join(sorted(known - wanted))} if you like",
             where=where,
         )
     return Project(**values)

@@ -1,4 +1,8 @@
-"""Why a model is not taken: its licence, its memory, or a size that the task does not need."""
+"""Why a model is not taken: its licence, its memory, or a size that the task does not need.
+
+The anti-patterns have names, and a refusal says them: licence unread, no quantization, size alone. The fourth, public
+without auth, is refused with the project (project.py).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +10,14 @@ from dataclasses import dataclass
 from labkit.errors import LabError
 from labkit.landscape.licences import commercial_use, licence_names, licences_of
 from labkit.landscape.memory import memory_estimate
-from labkit.landscape.models import EMBEDDED, find_model
+from labkit.landscape.models import EMBEDDED, Model, find_model
 from labkit.routes import load_route
+
+# Billions of parameters to start with, by route and budget: our judgement, not a law. A larger model is for those who
+# can name the cases that one of this size failed.
+START_B = {"local_cpu": 4.5, "free_colab": 9, "rented_gpu": 15}
+START_B_MEDIUM = 80
+SMALLEST = "Q4_K_M"  # the format in which a model is tried before it is given up for its memory
 
 # Alternatives that every decision weighs: one that fails on its licence, one on memory, two on size.
 CANDIDATES = (
@@ -33,25 +43,61 @@ class Rejection:
             )
 
 
-def refusal(repo_id: str, route: str, embedded: bool = True) -> str:
+@dataclass(frozen=True)
+class Terms:
+    """What a checkpoint is weighed against. `failed_cases` are ids of cases that a smaller model failed."""
+
+    route: str
+    use: str = "production"
+    budget_level: str = "small"
+    quant: str = "bf16"
+    failed_cases: tuple[str, ...] = ()
+
+    @property
+    def start_b(self) -> float:
+        large = self.route == "rented_gpu" and self.budget_level == "medium"
+        return START_B_MEDIUM if large else START_B[self.route]
+
+
+def refusal(repo_id: str, route: str, embedded: bool = True, terms: Terms | None = None) -> str:
     """Why the checkpoint is not taken on `route`, or "" when nothing speaks against it.
 
-    Down the ladder: a licence that nobody verified or that forbids production, then memory at 4,096 tokens in bf16,
-    then (where the `embedded` model is the choice) a size that the task does not need. Raises LabError for an unknown
-    checkpoint.
+    Down the ladder: a licence that nobody verified or that forbids the use, then memory at 4,096 tokens, then a size
+    that the task does not need (where the `embedded` model is the choice, any other is larger). Raises LabError for an
+    unknown checkpoint.
     """
-    row = find_model(repo_id)
+    row, terms = find_model(repo_id), terms or Terms(route)
+    rungs = (_against_licence(row, terms), _against_memory(row, terms), _against_size(row, terms, embedded))
+    return next((reason for reason in rungs if reason), "")
+
+
+def _against_licence(row: Model, terms: Terms) -> str:
     if not licences_of(row.repo_id):
-        return "licence: it was not verified, and an unread licence is no permission"
-    if commercial_use(row.repo_id) == "no":
+        return "licence: it was not verified, and an unread licence is no permission (licence unread)"
+    if commercial_use(row.repo_id) == "no" and terms.use == "production":
         return f"licence: the {licence_names(row.repo_id)} does not allow production use"
-    need, held = memory_estimate(row).total_gib, load_route(route).memory_gib
+    return ""
+
+
+def _against_memory(row: Model, terms: Terms) -> str:
+    estimate, held = memory_estimate(row, terms.quant), load_route(terms.route).memory_gib
+    need = estimate.total_gib
     if need is None:
         return "memory: what it needs could not be computed from verified dimensions"
-    if need > held:
-        return f"memory: about {need:.1f} GiB in bf16 at 4,096 tokens, and {route} is taken to hold {held} GiB"
+    if need <= held:
+        return ""
+    small = memory_estimate(row, SMALLEST).total_gib
+    named = f"; in {SMALLEST} it is {small:.1f} GiB and fits (no quantization)" if small and small <= held else ""
+    size = f"about {need:.1f} GiB in {estimate.quant} at 4,096 tokens"
+    return f"memory: {size}, and {terms.route} is taken to hold {held} GiB{named}"
+
+
+def _against_size(row: Model, terms: Terms, embedded: bool) -> str:
+    size = f"size: {row.params_total_b:g} B parameters are more than"
     if embedded:
-        return f"size: {row.params_total_b:g} B parameters are more than the fixed cases of this workbook need"
+        return f"{size} the fixed cases of this workbook need"
+    if row.params_total_b > terms.start_b and not terms.failed_cases:
+        return f"{size} {terms.start_b:g} B, where {terms.route} starts, and no case names the need (size alone)"
     return ""
 
 

@@ -52,6 +52,7 @@ def model_of_config(config: Path) -> Model:
         source_version="",
         basis="config",
         attention="unknown",
+        model_type=str(kind),
     )
     if kind not in PLAIN or any(values.get(key) for key in OTHER_LAYOUTS):
         return row

@@ -1,5 +1,6 @@
 """Licences, and which model stands under which: some stand under two at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from labkit.errors import LabError
-from labkit.landscape.tables import LANDSCAPE, UNKNOWN, read_table
+from labkit.landscape.tables import LANDSCAPE, UNKNOWN, age_text, read_table, shown
 
 ANSWERS = ("yes", "conditional", "no", "")
 
@@ -75,6 +76,19 @@ def _by_model() -> dict[str, tuple[Licence, ...]]:
     return found
 
 
+@cache
+def _facts() -> dict[str, tuple[ModelLicence, ...]]:
+    found: dict[str, tuple[ModelLicence, ...]] = {}
+    for row in load_model_licences():
+        found[row.repo_id] = (*found.get(row.repo_id, ()), row)
+    return found
+
+
+def licence_facts(repo_id: str) -> tuple[ModelLicence, ...]:
+    """Which licences apply to the checkpoint, with where and when each was read."""
+    return _facts().get(repo_id, ())
+
+
 def licences_of(repo_id: str) -> tuple[Licence, ...]:
     """Every licence that applies to the checkpoint; none means that none was verified, never that there is none."""
     return _by_model().get(repo_id, ())
@@ -88,3 +102,18 @@ def commercial_use(repo_id: str) -> str:
     """The strictest answer among the licences that apply: no before unknown before conditional before yes."""
     answers = [licence.commercial_use or UNKNOWN for licence in licences_of(repo_id)] or [UNKNOWN]
     return next(answer for answer in ("no", UNKNOWN, "conditional", "yes") if answer in answers)
+
+
+def licence_cards(repo_ids: Sequence[str]) -> list[dict[str, str]]:
+    """One card for each licence of each checkpoint: what it asks, its answers, its text, and how old the reading is."""
+    return [card for repo_id in repo_ids for card in _cards(repo_id)]
+
+
+def _cards(repo_id: str) -> list[dict[str, str]]:
+    facts = {fact.licence_id: fact for fact in licence_facts(repo_id)}
+    answers = ("name", "commercial_use", "redistribution", "outputs_may_train", "obligations", "url")
+    names = ("licence", "commercial use", "redistribution", "outputs may train", "obligations", "text")
+    rows = [([getattr(row, key) for key in answers], age_text(facts[row.licence_id])) for row in licences_of(repo_id)]
+    rows = rows or [(["", "", "", "", "none was read, and that is no permission", ""], UNKNOWN)]
+    cells = [dict(zip(names, map(shown, values), strict=True)) | {"age": age} for values, age in rows]
+    return [{"model": repo_id} | cell for cell in cells]

@@ -4,16 +4,18 @@ import difflib
 import json
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
 from labkit.errors import LabError
-from labkit.landscape.licences import licence_names
-from labkit.landscape.tables import LANDSCAPE, age_text, read_table, shown
+from labkit.landscape.quantization import split_format
+from labkit.landscape.tables import LANDSCAPE, read_table
 from labkit.layout import MODELS
 
 EMBEDDED = "mini-instruct"
 KINDS = ("dense", "moe")
+DIMENSIONS = ("layers", "hidden_size", "n_heads", "n_kv_heads", "intermediate_size", "vocab", "tied_embeddings")
 ATTENTION = ("gqa", "mha", "mla", "sliding", "hybrid", "unknown", "")
 
 
@@ -21,6 +23,9 @@ ATTENTION = ("gqa", "mha", "mla", "sliding", "hybrid", "unknown", "")
 class Model:
     """One checkpoint. Counts in billions (10^9) of parameters; None or "" where nobody has checked.
 
+    `line` is the part of the family that the maker names as one release; `aliases` are other names of the same sizes.
+    The total counts `encoder_params_b` (images, sound) and `mtp_layers` (multi-token prediction) where there are any.
+    `model_type`, and the pairs in `config` beside the sizes, are what transformers' config.json has.
     `full_layers` keep a key-value cache that grows with the context, `window_layers` one that stops at
     `window_tokens`; `mla_width` is kv_lora_rank + qk_rope_head_dim. `openness` is full-open (data and code public
     too), permissive (weights under Apache-2.0, MIT or alike) or open-weight (weights with conditions).
@@ -36,7 +41,11 @@ class Model:
     source_version: str
     basis: str
     params_total_b: float | None = None
+    line: str = ""
+    aliases: tuple[str, ...] = ()
     params_active_b: float | None = None
+    encoder_params_b: float | None = None
+    mtp_layers: int | None = None
     params_basis: str = ""
     layers: int | None = None
     hidden_size: int | None = None
@@ -44,6 +53,9 @@ class Model:
     n_kv_heads: int | None = None
     head_dim: int | None = None
     intermediate_size: int | None = None
+    experts: int | None = None
+    experts_per_token: int | None = None
+    expert_size: int | None = None
     vocab: int | None = None
     tied_embeddings: bool | None = None
     attention: str = ""
@@ -51,10 +63,15 @@ class Model:
     window_layers: int | None = None
     window_tokens: int | None = None
     mla_width: int | None = None
+    model_type: str = ""
+    config: tuple[str, ...] = ()
     context_tokens: int | None = None
     native_dtype: str = ""
+    modalities: tuple[str, ...] = ()
     openness: str = ""
+    gated: bool | None = None
     released: str = ""
+    base_model: str = ""
     japanese: str = ""
     notes: str = ""
     seen: date | None = None
@@ -70,14 +87,24 @@ class Model:
         if (self.params_active_b or 0) > (self.params_total_b or float("inf")):
             raise ValueError("more parameters are active than there are")
 
+    @property
+    def dimensions_known(self) -> bool:
+        """Whether the row holds all that rebuilding the model takes."""
+        return all(getattr(self, name) is not None for name in DIMENSIONS) and bool(self.model_type)
+
 
 def load_models(path: Path = LANDSCAPE / "models.csv") -> tuple[Model, ...]:
     """Every checkpoint of the table; the embedded model's sizes are read from its own config where it is there."""
     config = MODELS / EMBEDDED / "config.json"
-    rows = read_table(path, Model, key="repo_id")
+    rows = _rows(path)
     if not config.exists():
         return rows
     return tuple(with_config(row, config) if row.repo_id == EMBEDDED else row for row in rows)
+
+
+@cache
+def _rows(path: Path) -> tuple[Model, ...]:
+    return read_table(path, Model, key="repo_id")
 
 
 def with_config(row: Model, config: Path) -> Model:
@@ -118,45 +145,23 @@ def with_config(row: Model, config: Path) -> Model:
 
 
 def find_model(name: str) -> Model:
-    """The checkpoint called `name`: its repo id, or the part after the slash, in any case.
+    """The checkpoint called `name`: its repo id, the part after the slash, or an alias, in any case.
 
-    Raises LabError with the nearest names for a model that the table does not hold.
+    The name of its quantized repository does too (Qwen/Qwen3-8B-AWQ, QuantTrio/Qwen3.5-9B-AWQ). Raises LabError with
+    the nearest names for a model that the table does not hold.
     """
     rows = load_models()
-    wanted = name.strip().lower()
-    for row in rows:
-        if wanted in (row.repo_id.lower(), row.repo_id.lower().split("/")[-1]):
-            return row
+    for wanted in (name.strip().lower(), split_format(name)[0].lower()):
+        for part in (wanted, wanted.split("/")[-1]):
+            for row in rows:
+                if part in names_of(row):
+                    return row
     known = {row.repo_id.lower().split("/")[-1]: row.repo_id for row in rows}
     near = [known[n] for n in difflib.get_close_matches(wanted.split("/")[-1], known, n=3, cutoff=0.5)]
     hint = f"did you mean {', '.join(near)}" if near else "`labkit models` lists those that are known"
     raise LabError(f"the landscape has no model called {name!r}", hint)
 
 
-def models_of(family: str = "") -> tuple[Model, ...]:
-    """The checkpoints of `family` (any case), or all. Raises LabError naming the families for an unknown one."""
-    rows = load_models()
-    found = tuple(row for row in rows if not family or row.family.lower() == family.strip().lower())
-    if not found:
-        names = ", ".join(dict.fromkeys(row.family for row in rows))
-        raise LabError(f"there is no family called {family!r}", f"choose one of {names}")
-    return found
-
-
-def model_table(family: str = "", today: date | None = None) -> list[dict[str, str]]:
-    """One row of text per checkpoint for a screen: sizes, licence, openness, age of the facts; blanks say "verify"."""
-    return [
-        {
-            "model": row.repo_id,
-            "family": row.family,
-            "kind": row.kind,
-            "total (B)": shown(row.params_total_b),
-            "active (B)": shown(row.params_active_b if row.kind == "moe" else row.params_total_b),
-            "context": shown(row.context_tokens),
-            "licence": licence_names(row.repo_id),
-            "openness": shown(row.openness),
-            "age": age_text(row, today),
-            "source": row.source_url,
-        }
-        for row in models_of(family)
-    ]
+def names_of(row: Model) -> tuple[str, ...]:
+    """What the checkpoint answers to, in small letters."""
+    return tuple(text for name in (row.repo_id, *row.aliases) for text in (name.lower(), name.lower().split("/")[-1]))

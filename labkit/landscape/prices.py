@@ -42,3 +42,9 @@ def price_table(today: date | None = None) -> list[dict[str, str]]:
         }
         for row in sorted(load_prices(), key=lambda row: row.usd_per_hour)
     ]
+
+
+def cards() -> dict[str, int]:
+    """The cards of the table by name, with their nominal memory in GB (a driver may report a little more or less)."""
+    rows = sorted(load_prices(), key=lambda row: row.vram_gb)
+    return {f"{row.gpu.split(' (')[0]}, {row.vram_gb} GB": row.vram_gb for row in rows}

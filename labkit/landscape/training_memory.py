@@ -8,9 +8,10 @@ saved activation, and the logits three times), the backward pass of a layer, and
 from dataclasses import dataclass
 
 from labkit.errors import LabError
-from labkit.landscape.configs import model_at
-from labkit.landscape.memory import GB, GIB, OVERHEAD, find_quantization, size_text, weight_bytes
+from labkit.landscape.configs import PLAIN, model_at
+from labkit.landscape.memory import GIB, OVERHEAD, both_units, size_text
 from labkit.landscape.models import Model
+from labkit.landscape.quantization import find_quantization
 from labkit.landscape.saved_activations import (
     LORA_TARGETS,
     Step,
@@ -22,9 +23,11 @@ from labkit.landscape.saved_activations import (
     saved_bytes,
 )
 from labkit.landscape.tables import UNKNOWN
+from labkit.landscape.weights import weight_bytes
 
 MODES = ("lora", "qlora", "full")
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "overhead", "total", "torch_peak")
+LLAMA_LIKE = (*PLAIN, "olmo2")  # their blocks are those that saved_activations.py counts
 NEEDED = ("params_total_b", "layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "intermediate_size", "vocab")
 
 
@@ -125,12 +128,11 @@ class TrainingMemory:
         return None if self.torch_peak is None else self.torch_peak + self.overhead
 
     def as_dict(self) -> dict:
-        """What `labkit memory --mode … --json` prints: each part in GB and GiB, the moments, status and reasons."""
-        sizes = {
-            f"{part}_{unit}": None if (value := getattr(self, part)) is None else round(value / size, 4)
-            for part in PARTS
-            for unit, size in (("gb", GB), ("gib", GIB))
-        }
+        """What `labkit memory --mode … --json` prints: each part in GB and GiB, the moments, status and reasons.
+
+        A training step keeps no key-value cache, so that part is 0.
+        """
+        sizes = both_units({"kv_cache": 0} | {part: getattr(self, part) for part in PARTS})
         plan = self.plan
         head = {"model": self.model, "mode": plan.mode, "quant": self.quant, "precision": self.precision}
         head |= {"context": plan.context, "batch": plan.batch, "gradient_checkpointing": plan.checkpointing}
@@ -162,7 +164,7 @@ def training_memory(model: str | Model, plan: TrainingPlan) -> TrainingMemory:
     row = model_at(model) if isinstance(model, str) else model
     quant, precision = _formats(plan)
     missing = [name for name in NEEDED if not getattr(row, name)]
-    if row.kind != "dense" or row.attention not in ("gqa", "mha") or missing:
+    if row.model_type not in LLAMA_LIKE or row.attention not in ("gqa", "mha") or missing:
         why = f"training: verify, {', '.join(missing)} unknown" if missing else "training: verify, not a plain layout"
         nothing = (None,) * 7
         return TrainingMemory(row.repo_id, plan, quant, precision.name, *nothing, OVERHEAD, (), (why,), ())

@@ -17,12 +17,30 @@ A remote API, the same test:  LABKIT_API_KEY="$MISTRAL_API_KEY" \\
 
 def print_models(rows: Sequence[Mapping[str, str]], console: Console | None = None) -> None:
     """The landscape's checkpoints, the whole id always legible; sources and the rest are in data/landscape."""
-    table = Table("model", "total (B)", "active (B)", "licence", "age")
-    for column in table.columns:
-        column.no_wrap, column.overflow = column.header not in ("model", "licence"), "fold"
+    console = console or Console()
+    table = Table("model, licence, age of the facts", "size, memory, use", show_lines=True)
+    table.columns[0].overflow = "fold"
     for row in rows:
-        table.add_row(*(row[column.header] for column in table.columns))
-    (console or Console()).print(table)
+        ages = f"sizes {row['age']}; licence {row['licence age']}; runtimes {row['runtime age']}"
+        active = f", {row['active (B)']} B active" if row["kind"] == "moe" else ""
+        sizes = f"{row['total (B)']} B{active}\n{row['needs (GB)']} GB\n{row['context']} tokens"
+        use = f"commercial: {row['commercial']}"
+        table.add_row(f"{row['model']}\n{row['licence']}\n{ages}", f"{sizes}\n{use}")
+    console.print(table)
+    words = "GB: weights, cache, activations and overhead at 4,096 tokens."
+    console.print(
+        f"{len(rows)} models. {words} What is unknown says verify; no filter takes it for a yes.", markup=False
+    )
+
+
+def print_stale(rows: Sequence[Mapping[str, str]], summary: Sequence[str], console: Console | None = None) -> None:
+    """Expired rows, one a line with the place to look them up again, then how many in each table."""
+    console = console or Console(highlight=False)
+    for row in rows:
+        line = f"{row['table']}: {row['row']} ({row['age']}) {row['source']}"
+        console.print(line, markup=False, soft_wrap=True)
+    for line in summary or ["no row of any table has expired"]:
+        console.print(f"warning: {line}" if rows else line, markup=False)
 
 
 def print_runtimes(engines: Sequence[Engine], console: Console | None = None) -> None:
