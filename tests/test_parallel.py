@@ -122,11 +122,12 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_two_processes_have_the_losses_of_one_with_twice_the_batch(straight, alone, way):
+    """The log has four decimals, so that 1e-4 is one step of its last digit."""
     rows = read_csv(straight[way][0] / RUN_FOLDER / "training_log.csv")
     assert [row["step"] for row in rows] == [row["step"] for row in alone]
     for one, two in zip(alone, rows, strict=True):
         for name in ("train_loss", "val_loss"):
-            assert float(two[name]) == pytest.approx(float(one[name]), abs=1e-4), (name, one["step"])
+            assert float(two[name]) == pytest.approx(float(one[name]), abs=1.001e-4), (name, one["step"])
 
 
 def test_each_process_draws_its_share_of_one_batch():
