@@ -257,8 +257,8 @@ def gpu_plan_markdown(route: Route, stop_time: str, gpu: str, price: str) -> str
             "Stop rule": route.stop_rule,
             "Evidence to copy back": ", ".join(route.required_artifacts),
             "Before leaving": f"stop the server with `labkit stop --route {route.route} --hourly {route.hourly_usd:g}` "
-            "(and --out where the pack is not in its usual folder), copy the pack back, verify the copy at home, "
-            "then delete the machine and its disk at the provider",
+            "(and --out where the pack is not in its usual folder), copy the pack back (`labkit copy-back`, at home), "
+            "verify the copy, then delete the machine and its disk at the provider",
             "Proof of stop": "shutdown_proof.json, and the provider's page showing no machine",
         },
     )

@@ -5,15 +5,19 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed import run as launcher
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from labkit.cli import main
 from labkit.errors import LabError
 from labkit.evidence import read_csv, read_json
-from labkit.training.parallel import ALONE, WAYS, World, join_world
+from labkit.training.data import IGNORED, Batches, TokenData
+from labkit.training.parallel import WAYS, World, join_world
 from labkit.training.run_files import RUN_FOLDER, load_mini_gpt2
+from labkit.training.sizes import SIZES
 
 # fp32, because the rounding of bf16 shows where two ways compute the same in another order.
 TRAIN = ("train", "--device", "cpu", "--size", "tiny", "--steps", "12", "--precision", "fp32")
@@ -103,9 +107,48 @@ def test_killed_processes_go_on_together(straight, tmp_path, way):
     assert [[row[name] for name in names] for row in logs[0]] == [[row[name] for name in names] for row in logs[1]]
 
 
-def test_process_0_draws_what_a_single_process_draws():
-    assert ALONE.seeds(13) == World(0, 2).seeds(13) == 13
-    assert World(1, 2).seeds(13) == [13, 1]
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run of one process whose batch is as large as the two batches together."""
+    out = tmp_path_factory.mktemp("alone")
+    batch = SIZES["tiny"].batch_size * 2
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["labkit", *TRAIN, "--batch-size", str(batch), "--out", str(out)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert not ended.value.code
+    return read_csv(out / RUN_FOLDER / "training_log.csv")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_have_the_losses_of_one_with_twice_the_batch(straight, alone, way):
+    """The log has four decimals, so that 1e-4 is one step of its last digit."""
+    rows = read_csv(straight[way][0] / RUN_FOLDER / "training_log.csv")
+    assert [row["step"] for row in rows] == [row["step"] for row in alone]
+    for one, two in zip(alone, rows, strict=True):
+        for name in ("train_loss", "val_loss"):
+            assert float(two[name]) == pytest.approx(float(one[name]), abs=1.001e-4), (name, one["step"])
+
+
+def test_each_process_draws_its_share_of_one_batch():
+    data = TokenData(np.arange(500, dtype=np.uint16))
+    whole, _ = data.batch(np.random.default_rng(13), 6, 8)
+    shares = []
+    for rank in range(3):
+        batches = Batches(data, np.random.default_rng(13), 2, 8, "cpu", World(rank, 3))
+        shares.append(batches.next()[0])
+        batches.close()
+    assert torch.equal(torch.cat(shares), whole)
+
+
+def test_no_process_is_left_without_a_scored_token():
+    scored = np.zeros(200, dtype=bool)
+    scored[::40] = True
+    data = TokenData(np.arange(200, dtype=np.uint16), scored)
+    rng = np.random.default_rng(1)
+    for _ in range(30):
+        _, targets = data.batch(rng, 4, 16, shares=2)
+        assert all((part != IGNORED).any() for part in targets.chunk(2))
 
 
 def test_an_unknown_way_and_too_many_processes_are_refused(monkeypatch):

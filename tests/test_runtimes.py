@@ -106,6 +106,55 @@ def test_an_unknown_name_lists_the_others():
         assert name in caught.value.next_step
 
 
+# Several GPUs and machines
+
+
+VLLM_TWO = f"{GOLDEN['vLLM']} --tensor-parallel-size 2"
+SGLANG_FOUR = f"{GOLDEN['SGLang']} --tp-size 4 --nnodes 2 --node-rank 0 --dist-init-addr 10.0.0.7:20000"
+ACROSS = ("--machines", "2", "--first-machine", "10.0.0.7")
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        (("vllm", "--tensor-parallel-size", "2"), [VLLM_TWO]),
+        (("sglang", "--tensor-parallel-size", "2"), [f"{GOLDEN['SGLang']} --tp-size 2"]),
+        (
+            ("vllm", "--tensor-parallel-size", "2", "--pipeline-parallel-size", "2", *ACROSS),
+            [
+                f"{VLLM_TWO} --pipeline-parallel-size 2 --distributed-executor-backend ray",
+                "before, on this machine: ray start --head --port 6379",
+                "before, on every other machine: ray start --address 10.0.0.7:6379",
+            ],
+        ),
+        (
+            ("sglang", "--tensor-parallel-size", "4", *ACROSS),
+            [SGLANG_FOUR, "on machine 1: " + SGLANG_FOUR.replace("rank 0", "rank 1")],
+        ),
+    ],
+)
+def test_a_model_on_several_gpus(capsys, options, lines):
+    said = labkit(capsys, "serve", "--model", "org/model", "--dry-run", "--runtime", *options, code=0).splitlines()
+    assert said[: len(lines)] == lines
+    assert said[len(lines)].startswith("API key: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("vllm", "--tensor-parallel-size", "0"), "0 is no number of GPUs"),
+        (("vllm", "--machines", "2"), "several machines and the address of the first belong together"),
+        (("vllm", "--tensor-parallel-size", "3", *ACROSS), "3 GPUs do not spread evenly over 2 machines"),
+        (("llama-server", "--tensor-parallel-size", "2"), "llama-server has no options for several GPUs"),
+        (("labkit", "--tensor-parallel-size", "2"), "--tensor-parallel-size needs another --runtime"),
+    ],
+)
+def test_what_cannot_be_spread_is_refused(capsys, options, said):
+    runtime, *rest = options
+    words = ["serve", "--model", "org/model", *(["--dry-run"] if runtime != "labkit" else []), "--runtime", runtime]
+    assert said in labkit(capsys, *words, *rest, code=2)
+
+
 # Keys and refusals
 
 

@@ -303,8 +303,8 @@ def test_gpu_memory_is_what_nvidia_smi_says(tmp_path, monkeypatch):
         program.write_text(f"#!/bin/sh\necho '{said}'\n")
         program.chmod(0o755)
         assert shutdown.gpu_memory_mib() == understood
-    assert shutdown._freed(412, 12) == "400 MiB freed"
-    assert shutdown._freed(None, 12) == "not visible"
+    assert shutdown.memory_freed(412, 12) == "400 MiB freed"
+    assert shutdown.memory_freed(None, 12) == "not visible"
 
 
 def test_a_state_file_of_a_process_that_is_gone_stops_nobody(server, monkeypatch, tmp_path):

@@ -11,6 +11,7 @@ from labkit.cli import (  # noqa: F401  (each adds its commands to the applicati
     evidence,
     forecast,
     landscape,
+    guard,
     memory,
     model,
     quantization,

@@ -15,6 +15,7 @@ from labkit.cli.app import (
     open_pack,
     print_json,
 )
+from labkit.errors import LabError
 
 
 @app.command()
@@ -100,8 +101,19 @@ def run(
     route: Annotated[str, typer.Option(help="local_cpu, free_colab or rented_gpu")] = "local_cpu",
     lesson: Annotated[str | None, typer.Option(help="only this lesson, for example 13.2")] = None,
     evidence: EvidenceOption = None,
+    stop_hook: Annotated[
+        str, typer.Option(help="rented_gpu: shell command after the end, such as a provider's stop command")
+    ] = "",
 ) -> None:
-    """Run the notebooks in order on a route, keep the executed copies, then verify the pack."""
+    """Run the notebooks in order on a route, keep the executed copies, then verify the pack.
+
+    On rented_gpu this is guarded by the budget and stop time of gpu_plan.md, and does not start without it.
+    """
+    if _guarded_elsewhere(route, stop_hook):
+        from labkit.guard.start import guarded
+        from labkit.workbook.rented import rented_task
+
+        raise typer.Exit(guarded(rented_task(evidence or "", lesson, stop_hook)))
     from labkit.forecast.compare import after_run
     from labkit.report.page import write_report
     from labkit.report.verification import print_verification
@@ -115,6 +127,19 @@ def run(
     print_verification(found)
     print(f"\npack:   {_shown(done.folder)}\nreport: {_shown(write_report(done.folder))}")
     raise typer.Exit(found.exit_code)
+
+
+def _guarded_elsewhere(route: str, stop_hook: str) -> bool:
+    """Whether this run must be started by a guard. Inside one, SIGTERM ends it as Ctrl+C does: in order."""
+    import signal
+
+    from labkit.guard.start import under_guard
+
+    if route != "rented_gpu" and stop_hook:
+        raise LabError("--stop-hook is for the route rented_gpu", "leave it out, or use `labkit guard`")
+    if route == "rented_gpu" and under_guard():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return route == "rented_gpu" and not under_guard()
 
 
 def _shown(path: Path) -> Path:

@@ -23,7 +23,8 @@ from labkit.cli.app import (
 )
 from labkit.errors import LabError
 
-ENGINE_OPTIONS = ("runtime", "max_model_len", "memory_share", "dry_run")
+CLUSTER_OPTIONS = ("tensor_parallel_size", "pipeline_parallel_size", "machines", "first_machine")
+ENGINE_OPTIONS = ("runtime", "max_model_len", "memory_share", "dry_run", *CLUSTER_OPTIONS)
 ANY_OPTIONS = ("model", "host", "port", "proof", "hourly")
 HourlyOption = Annotated[float, typer.Option(help="what the machine costs an hour, in US dollars")]
 AskedModelOption = Annotated[
@@ -62,13 +63,18 @@ def serve(
     max_model_len: Annotated[int | None, typer.Option(help="engine: longest prompt plus answer, in tokens")] = None,
     memory_share: Annotated[float | None, typer.Option(help="engine: part of the memory it may take, 0 to 1")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="engine: print the command and do not run it")] = False,
+    tensor_parallel_size: Annotated[int | None, typer.Option(help="engine: GPUs that share each layer")] = None,
+    pipeline_parallel_size: Annotated[int | None, typer.Option(help="engine: groups that share the layers out")] = None,
+    machines: Annotated[int | None, typer.Option(help="engine: machines that serve one model, this one first")] = None,
+    first_machine: Annotated[str | None, typer.Option(help="engine: the address of this one for the others")] = None,
 ) -> None:
     """Serve the model behind an OpenAI-compatible API until Ctrl+C or `labkit stop`."""
     given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
     _check_options(runtime, given)
     if runtime != "labkit":
         port = port if "port" in given else None
-        _serve_engine(runtime, dry_run, proof, hourly, model, host, port, max_model_len, memory_share)
+        cluster = (tensor_parallel_size, pipeline_parallel_size, machines, first_machine)
+        _serve_engine(runtime, dry_run, proof, hourly, cluster, model, host, port, max_model_len, memory_share)
         return
     from labkit.serving.contract import Limits, ServerSettings, named_adapters
     from labkit.serving.process import serve as run_server
@@ -100,10 +106,11 @@ def _check_options(runtime: str, given: set[str]) -> None:
         raise LabError(what, "leave it out, or see `labkit runtimes`")
 
 
-def _serve_engine(runtime: str, dry_run: bool, proof: Path | None, hourly: float, *settings) -> None:
+def _serve_engine(runtime: str, dry_run: bool, proof: Path | None, hourly: float, cluster: tuple, *settings) -> None:
+    from labkit.serving.cluster import Cluster
     from labkit.serving.engines import EngineSettings, find_engine, plan_launch
 
-    launch = plan_launch(find_engine(runtime), EngineSettings(*settings))
+    launch = plan_launch(find_engine(runtime), EngineSettings(*settings, Cluster(*cluster)))
     if dry_run:
         print(launch.as_text())
         return

@@ -6,7 +6,7 @@ measured here where `basis` says so; a blank cell means that neither is known, a
 
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +15,7 @@ from labkit.endpoint import KEY_VARIABLE, key_from_environment
 from labkit.errors import LabError
 from labkit.landscape.tables import LANDSCAPE, read_table
 from labkit.layout import MODELS
+from labkit.serving.cluster import Cluster
 from labkit.serving.contract import ServerSettings
 from labkit.serving.process import with_keys
 
@@ -31,6 +32,7 @@ class Engine:
 
     A "process" runs in the foreground and can be watched; a "service" leaves a server of its own behind; a "remote" one
     runs elsewhere. `key_variable` is where it looks for the key it asks clients for (remote: where people keep theirs).
+    `parallel` are its options for several GPUs, `joining` what first makes one of several machines (see cluster.py).
     `names_by_path`: its name for a local model is the path it was given, so it is started in the folder above.
     """
 
@@ -44,6 +46,8 @@ class Engine:
     basis: str
     start: str = ""
     then: str = ""
+    parallel: str = ""
+    joining: str = ""
     environment: str = ""
     key_variable: str = ""
     health: str = ""
@@ -78,6 +82,7 @@ class EngineSettings:
     port: int | None = None
     max_model_len: int | None = None
     memory_share: float | None = None
+    cluster: Cluster = field(default_factory=Cluster)
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Launch:
     """How one engine starts with given settings: what `labkit serve` runs, and what --dry-run prints.
 
     `model` is the name that clients ask for; `folder` is where it starts, None for here. The API key is never part of
-    this: `child_environment` takes it from LABKIT_API_KEY.
+    this: `child_environment` takes it from LABKIT_API_KEY. `elsewhere` says what other machines have to run.
     """
 
     engine: Engine
@@ -97,6 +102,7 @@ class Launch:
     environment: dict[str, str]
     limits: dict[str, float]
     folder: Path | None = None
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def base_url(self) -> str:
@@ -125,6 +131,7 @@ class Launch:
         lines = [
             self.command(self.argv),
             f"then: {self.command(self.then)}" if self.then else "",
+            *self.elsewhere,
             f"API key: {f'{self.key_variable}, from {KEY_VARIABLE}' if self.key_variable else none}",
             f"needs: {engine.install}; {engine.needs}",
             f"note: {engine.note}" if engine.note else "",
@@ -171,17 +178,27 @@ def plan_launch(engine: Engine, settings: EngineSettings) -> Launch:
     name, folder = (local.name, local.parent) if local else (settings.model, None)
     model = name if engine.names_by_path or not local else str(local)
     values |= {"model": model, "name": name}
+    argv = _filled(engine.start, values)
     return Launch(
         engine=engine,
         model=name,
         host=values["host"],
         port=values["port"],
-        argv=_filled(engine.start, values),
+        argv=(*argv, *settings.cluster.words(engine.parallel)),
         then=_filled(engine.then, values),
         environment=dict(word.split("=", 1) for word in _filled(engine.environment, values)),
         limits={limit: values[limit] for limit in ("max_model_len", "memory_share") if engine.takes(limit)},
         folder=folder if engine.names_by_path else None,
+        elsewhere=_elsewhere(engine, argv, settings.cluster),
     )
+
+
+def _elsewhere(engine: Engine, argv: tuple[str, ...], cluster: Cluster) -> tuple[str, ...]:
+    """What joins several machines: commands that make one of them, or the engine's own with each machine's number."""
+    if engine.joining or not cluster.several:
+        return tuple(cluster.joining(engine.joining))
+    others = range(1, cluster.machines)
+    return tuple(f"on machine {n}: {shlex.join([*argv, *cluster.words(engine.parallel, n)])}" for n in others)
 
 
 def _filled(template: str, values: dict) -> tuple[str, ...]:
@@ -198,7 +215,11 @@ def _values(engine: Engine, settings: EngineSettings) -> dict:
 
 def _check(engine: Engine, settings: EngineSettings) -> None:
     """Raises LabError for a value out of range, and for one that the engine's command has no place for."""
+    if settings.cluster.given and not engine.parallel:
+        raise LabError(f"{engine.name} has no options for several GPUs here", "leave them out, or take vLLM or SGLang")
     for setting, value in vars(settings).items():
+        if setting == "cluster":
+            continue
         served = engine.takes(setting) or (setting in ("host", "port") and engine.takes("netloc"))
         if value is not None and not served and (setting, value) != ("host", DEFAULTS["host"]):
             flag = setting.replace("_", "-")

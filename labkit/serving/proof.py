@@ -6,7 +6,7 @@ is there afterwards, `labkit stop` or the parent of an engine.
 
 import math
 import os
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from labkit.errors import LabError
@@ -18,7 +18,7 @@ NOT_PROVABLE = "not provable by the process itself"
 def shutdown_proof(
     *,
     pid: int,
-    port: int,
+    port: int | str,
     model: str,
     started: str,
     signal: str,
@@ -26,11 +26,18 @@ def shutdown_proof(
     process_gone: bool | str = NOT_PROVABLE,
     gpu_memory: str = NOT_PROVABLE,
     hourly_usd: float = 0.0,
+    seconds: float | None = None,
     **more: object,
 ) -> dict:
-    """The proof of an end that is now. The cost is that of the time since `started`, at `hourly_usd` an hour."""
+    """The proof of an end that is now. The cost is that of the time since `started`, at `hourly_usd` an hour.
+
+    `seconds` is that time where a steady clock measured it: then the end is told by the clock as it stood at the start.
+    """
     stopped = utc_now()
-    seconds = (datetime.fromisoformat(stopped) - datetime.fromisoformat(started)).total_seconds()
+    if seconds is None:
+        seconds = (datetime.fromisoformat(stopped) - datetime.fromisoformat(started)).total_seconds()
+    else:
+        stopped = (datetime.fromisoformat(started) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
     return {
         "pid": pid,
         "port": port,

@@ -60,7 +60,7 @@ def stop_server(port: int, hourly_usd: float = 0.0, grace: float = 10) -> dict:
         model=server.model,
         process_gone=server.process() is None and children_gone,
         port_closed=closed,
-        gpu_memory=_freed(memory, gpu_memory_mib()),
+        gpu_memory=memory_freed(memory, gpu_memory_mib()),
         started=server.started,
         signal=signal_name,
         hourly_usd=hourly_usd or left.get("hourly_usd", 0.0),
@@ -143,5 +143,6 @@ def gpu_memory_mib() -> int | None:
         return None
 
 
-def _freed(before: int | None, after: int | None) -> str:
+def memory_freed(before: int | None, after: int | None) -> str:
+    """What became of the GPUs' memory in use, in MiB; "not visible" where nvidia-smi could not tell."""
     return "not visible" if before is None or after is None else f"{before - after} MiB freed"

@@ -14,6 +14,7 @@ from torch import Tensor
 from labkit.errors import LabError
 from labkit.evidence import write_atomically
 from labkit.layout import STATE
+from labkit.training.parallel import ALONE, World
 
 IGNORED = -100  # a target that does not count in the loss
 DRAWS = 100  # batches drawn in a row without one scored token, after which the windows are too short for the chats
@@ -31,9 +32,12 @@ class TokenData:
     scored: np.ndarray | None = None
     starts: np.ndarray | None = None
 
-    def batch(self, rng: np.random.Generator, batch_size: int, block_size: int) -> tuple[Tensor, Tensor]:
+    def batch(
+        self, rng: np.random.Generator, batch_size: int, block_size: int, shares: int = 1
+    ) -> tuple[Tensor, Tensor]:
         """Inputs and targets, each (batch_size, block_size): the target of a token is the token after it.
 
+        Each of `shares` equal parts of the batch has a scored token: several processes take one each.
         Raises LabError for a text shorter than one window, and for windows too short to hold any scored token.
         """
         last = len(self.tokens) - block_size - 1
@@ -44,7 +48,7 @@ class TokenData:
             )
         for _ in range(DRAWS):
             inputs, targets = self._draw(rng, batch_size, block_size, last)
-            if self.scored is None or (targets != IGNORED).any():
+            if self.scored is None or all((part != IGNORED).any() for part in targets.chunk(shares)):
                 return inputs, targets
         raise LabError(f"{DRAWS} batches of {block_size} tokens reached no answer", "raise the block size")
 
@@ -60,14 +64,23 @@ class TokenData:
 
 
 class Batches:
-    """Batches in a fixed order, the next one drawn by a thread while a step uses the last.
+    """Batches in a fixed order, the next one drawn by a thread while a step uses the last; in a world, one's share.
 
     `position` is the generator's state after the batch handed out last, so that a run which is resumed there draws
     what the interrupted run would have drawn, whatever the thread had drawn ahead.
     """
 
-    def __init__(self, data: TokenData, rng: np.random.Generator, batch_size: int, block_size: int, device: str):
-        self._data, self._rng, self._shape, self._device = data, rng, (batch_size, block_size), device
+    def __init__(
+        self,
+        data: TokenData,
+        rng: np.random.Generator,
+        batch_size: int,
+        block_size: int,
+        device: str,
+        world: World = ALONE,
+    ):
+        self._data, self._rng, self._device, self._world = data, rng, device, world
+        self._shape = (batch_size * world.size, block_size, world.size)
         self._thread = ThreadPoolExecutor(1, "batches")
         self.position = rng.bit_generator.state
         self._ahead = self._thread.submit(self._draw)
@@ -81,7 +94,7 @@ class Batches:
         self._thread.shutdown(cancel_futures=True)
 
     def _draw(self) -> tuple[tuple[Tensor, Tensor], dict]:
-        pair = self._data.batch(self._rng, *self._shape)
+        pair = tuple(map(self._world.share, self._data.batch(self._rng, *self._shape)))
         if self._device == "cuda":
             pair = tuple(tensor.pin_memory() for tensor in pair)
         return pair, self._rng.bit_generator.state

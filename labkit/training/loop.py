@@ -244,19 +244,24 @@ class Trainer:
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
-        """Loss on the same `eval_batches` windows each time, so that two rows of a log can be compared."""
+        """Loss on the same `eval_batches` windows each time, so that two rows of a log can be compared.
+
+        In a world every process takes its share of them, and all get the mean.
+        """
         self.model.eval()
         losses = []
         with self._within_memory(), self.precision.autocast(self.device):
             for inputs, targets in self._eval_batches():
                 losses.append(loss_of(self.model, inputs.to(self.device), targets.to(self.device)))
         self.model.train()
-        return torch.stack(losses).mean().item()
+        return mean_over(torch.stack(losses).mean(), self.world).item()
 
     def _eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         rng = np.random.default_rng(self.settings.seed + 1)
+        size, block_size, shares = self.settings.batch_size, self.settings.block_size, self.world.size
         for _ in range(self.settings.eval_batches):
-            yield self._held_out.batch(rng, self.settings.batch_size, self.settings.block_size)
+            inputs, targets = self._held_out.batch(rng, size * shares, block_size, shares)
+            yield self.world.share(inputs), self.world.share(targets)
 
     def state(self) -> dict:
         """Tensors, numbers and text only, so that it loads weights-only. In a world every process must call this."""
@@ -298,10 +303,11 @@ class Trainer:
 
     def _batches_from(self, position: dict | None) -> Batches:
         """The batches from the run's beginning, or from where a snapshot was taken."""
-        rng = np.random.default_rng(self.world.seeds(self.settings.seed))
+        rng = np.random.default_rng(self.settings.seed)
         if position is not None:
             rng.bit_generator.state = position
-        return Batches(self._training, rng, self.settings.batch_size, self.settings.block_size, self.device)
+        size, block_size = self.settings.batch_size, self.settings.block_size
+        return Batches(self._training, rng, size, block_size, self.device, self.world)
 
 
 def train(

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 -m labkit.cli train --out DIR
 
-Each process draws batches of its own, gradients are averaged, and process 0 alone writes files.
+A step's windows are those that one process with as large a batch would draw; each process takes its share of them,
+gradients are averaged, and process 0 alone writes files. So two processes learn what one with twice the batch learns.
 """
 
 import os
@@ -29,9 +30,9 @@ class World:
         """Whether this process writes the files and shows the progress."""
         return self.rank == 0
 
-    def seeds(self, seed: int) -> int | list[int]:
-        """The seed of this process's batches; process 0 draws what a run of one process draws."""
-        return [seed, self.rank] if self.rank else seed
+    def share(self, batch: Tensor) -> Tensor:
+        """This process's part of a batch of all: (size * n, ...) to (n, ...)."""
+        return batch.chunk(self.size)[self.rank]
 
 
 ALONE = World(0, 1)

@@ -13,6 +13,8 @@ CONTRACT = "service_contract.json"
 GATES = "release_gates.md"
 DRILL = "failure_drill.json"
 SHUTDOWN = "shutdown_proof.json"
+GUARD = "guard_proof.json"  # of a whole run on a rented machine; the server of 13.4 has its own proof
+GUARD_SECONDS = 5  # after its limit a guarded command is gone
 BENCHMARK = "benchmark.json"
 CONFORMANCE = "conformance.json"
 README = "README.md"
@@ -28,6 +30,7 @@ _GATE_COLUMNS = ("gate", "threshold", "measured", "status", "evidence")
 _DRILL_KEYS = ("provoked", "observed", "detected", "recovered", "seconds", "time")
 _DRILLS = ("port_taken", "model_path_wrong")
 _SHUTDOWN_KEYS = ("pid", "port", "gpu_memory", "started", "stopped", "signal")
+_GUARD_KEYS = ("ended_because", "limit_seconds", "budget_usd", "stop_at")
 _VERDICTS = tuple(conformance.Verdict)
 _SECTIONS = ("What it does", "Set up", "Start", "Test", "Stop", "Roll back", "Known limits")
 _COMMAND_SECTIONS = _SECTIONS[1:6]
@@ -105,31 +108,48 @@ def _check_one_drill(name: str, drill: dict) -> None:
         raise Contradiction(f"{DRILL}: {name} claims a recovery, and the request after it got {after['status']}")
 
 
-def check_shutdown(pack: PackReader) -> str:
-    """The process is gone, the port is closed, and the cost is the hours times the price."""
-    proof = require_keys(pack.json(SHUTDOWN), _SHUTDOWN_KEYS, SHUTDOWN)
+def check_shutdown(pack: PackReader, name: str = SHUTDOWN) -> str:
+    """The process is gone, the port is closed, and the cost is the hours times the price; of a guarded command also
+    that it ended at its limit."""
+    proof = require_keys(pack.json(name), _SHUTDOWN_KEYS, name)
     if proof.get("process_gone") is not True:
         if isinstance(proof.get("process_gone"), str):
             what = "the process wrote this itself, and only another can prove that it is gone"
-            raise NotYet(f"{SHUTDOWN}: {what}: `labkit stop --port {proof['port']}` completes it")
-        raise NotYet(f"{SHUTDOWN}: the process is still there")
+            raise NotYet(f"{name}: {what}: `labkit stop --port {proof['port']}` completes it")
+        raise NotYet(f"{name}: the process is still there")
     if proof.get("port_closed") is not True:
-        raise NotYet(f"{SHUTDOWN}: port {proof['port']} is still open")
-    started, stopped = (moment(proof[key], f"{key} in {SHUTDOWN}") for key in ("started", "stopped"))
-    seconds = number(proof.get("seconds"), f"seconds in {SHUTDOWN}")
+        raise NotYet(f"{name}: port {proof['port']} is still open")
+    started, stopped = (moment(proof[key], f"{key} in {name}") for key in ("started", "stopped"))
+    seconds = number(proof.get("seconds"), f"seconds in {name}")
     if stopped < started:
-        raise Contradiction(f"{SHUTDOWN}: it stopped before it started")
+        raise Contradiction(f"{name}: it stopped before it started")
     if abs((stopped - started).total_seconds() - seconds) > 2:
-        raise Contradiction(
-            f"{SHUTDOWN} says {seconds:g} s, its times are {(stopped - started).total_seconds():g} s apart"
-        )
-    price = number(proof.get("hourly_usd"), f"hourly_usd in {SHUTDOWN}")
-    cost = number(proof.get("cost_usd"), f"cost_usd in {SHUTDOWN}")
+        raise Contradiction(f"{name} says {seconds:g} s, its times are {(stopped - started).total_seconds():g} s apart")
+    price = number(proof.get("hourly_usd"), f"hourly_usd in {name}")
+    cost = number(proof.get("cost_usd"), f"cost_usd in {name}")
     if abs(cost - seconds / 3600 * price) > _CENT:
         raise Contradiction(
-            f"{SHUTDOWN} says ${cost:.2f}, {seconds:g} s at ${price:.2f} an hour are ${seconds / 3600 * price:.2f}"
+            f"{name} says ${cost:.2f}, {seconds:g} s at ${price:.2f} an hour are ${seconds / 3600 * price:.2f}"
         )
-    return f"process gone, port {proof['port']} closed, {seconds:g} s, ${cost:.2f}"
+    limit = _within_limit(proof, seconds, cost, name) if "guard" in proof else ""
+    return f"process gone, port {proof['port']} closed, {seconds:g} s, ${cost:.2f}{limit}"
+
+
+def _within_limit(proof: dict, seconds: float, cost: float, name: str) -> str:
+    """That the guard ended the command in time, and that what it calls the end is one by its own figures."""
+    guard = require_keys(proof["guard"], _GUARD_KEYS, f"guard in {name}")
+    limit = number(guard["limit_seconds"], f"limit_seconds in {name}")
+    budget = number(guard["budget_usd"], f"budget_usd in {name}")
+    if seconds > limit + GUARD_SECONDS:
+        raise NotYet(f"{name}: the command ran {seconds - limit:.0f} s past its limit of {limit:g} s")
+    if guard["ended_because"] == "budget" and not budget:
+        raise Contradiction(f"{name} says that the budget ended it, and that there was none")
+    if budget and cost > budget + number(proof["hourly_usd"], name) * GUARD_SECONDS / 3600 + _CENT:
+        raise Contradiction(f"{name} says that ${cost:.2f} stayed within a budget of ${budget:.2f}")
+    hook = proof.get("hook")
+    if hook != "none" and not (isinstance(hook, dict) and hook.get("exit") == 0):
+        raise NotYet(f"{name}: the stop hook did not succeed, so the machine may still cost money")
+    return f"; ended by: {guard['ended_because']}, limit {limit:g} s"
 
 
 def check_readme(pack: PackReader) -> str:

@@ -72,5 +72,8 @@ RULES = (
     Rule(release.BENCHMARK, ("13.4",), release.check_benchmark, _run("13.4")),
     Rule(release.CONFORMANCE, ("13.4",), release.check_conformance, "run `labkit conform` while the server is up"),
     Rule(release.SHUTDOWN, ("13.4",), release.check_shutdown, "run `labkit stop` while the server is up"),
+    Rule(
+        release.GUARD, ("13.4",), partial(release.check_shutdown, name=release.GUARD), "run under `labkit guard` again"
+    ),
     Rule(release.README, ("13.4",), release.check_readme, _run("13.4")),
 )
