@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from labkit.errors import LabError
-from labkit.evidence import Pack, write_atomically
+from labkit.evidence import Pack
 from labkit.layout import NOTEBOOKS, STATE
 from labkit.routes import Route, load_route
 from labkit.workbook.copies import portable, shareable_copy
@@ -174,5 +174,4 @@ class _Watcher:
 
 def _keep_copy(draft: Path, entry: Lesson, pack: Pack) -> None:
     name = f"{COPIES}/{entry.file}"
-    write_atomically(pack.path(name), shareable_copy(draft, pack.folder).encode("utf-8"))
-    pack.record(name, entry.number)
+    pack.write_text(name, shareable_copy(draft, pack.folder), entry.number)
