@@ -148,7 +148,9 @@ def _neutralised(content: bytes) -> tuple[bytes, int]:
     except (UnicodeDecodeError, csv.Error):
         return content, 0
     safe = [[spreadsheet_safe(cell) for cell in row] for row in rows]
-    count = sum(old != new for row, new_row in zip(rows, safe, strict=True) for old, new in zip(row, new_row, strict=True))
+    count = sum(
+        old != new for row, new_row in zip(rows, safe, strict=True) for old, new in zip(row, new_row, strict=True)
+    )
     if not count:
         return content, 0
     text = io.StringIO()

@@ -94,7 +94,9 @@ def check(
 @app.command("import")
 def import_(
     archive: Annotated[Path, typer.Argument(help="a pack as .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz")],
-    out: Annotated[Path | None, typer.Option("--out", help="a new folder (default: evidence/<the archive's name>)")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="a new folder (default: evidence/<the archive's name>)")
+    ] = None,
 ) -> None:
     """Unpack somebody's pack safely: no path out of the folder, no links, limits on size, secrets taken out."""
     from labkit.exchange import import_pack
