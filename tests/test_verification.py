@@ -63,7 +63,7 @@ def test_the_learner_may_fill_the_cases_by_hand(pack):
     rows = [line.split(",") for line in path.read_text().splitlines()]
     header = rows[0]
     for row in rows[1:]:
-        row[header.index("pass")], row[header.index("notes")] = "true", f"read it, and {row[0]} holds"
+        row[header.index("pass")], row[header.index("notes")] = "true", f"read it: {row[0]} holds"
     path.write_text("\n".join(",".join(row[: len(header)]) for row in rows) + "\n")
     verification = verify(pack)
     assert verification.exit_code == 0, [f for f in verification.findings if f.verdict is not Verdict.SUPPORTED]

@@ -26,21 +26,34 @@ def check(number: str, pack: Pack) -> None:
     The verdicts are read back from the files; nothing that a notebook believes about itself counts. 13.0 leaves no
     file of its own: it reads the whole pack.
     """
+    check_folder(number, pack.folder)
+
+
+def check_folder(number: str, folder: Path) -> int:
+    """`check` of the pack in `folder`, which is `labkit check`; returns the exit code that `labkit verify` would give."""
     lesson(number)
-    findings = verify(pack.folder, lesson=None if number == "13.0" else number).artifacts
-    print("\n".join(_summary(number, pack.route, findings)))
+    found = verify(folder, lesson=None if number == "13.0" else number)
+    print("\n".join(_summary(number, found)))
+    return found.exit_code
 
 
-def _summary(number: str, route: str, findings: Sequence[Finding]) -> list[str]:
-    done = [finding.name for finding in findings if finding.verdict is Verdict.SUPPORTED]
+def _summary(number: str, found: Verification) -> list[str]:
+    findings = (*found.artifacts, *found.cross_checks)
+    done = [finding.name for finding in found.artifacts if finding.verdict is Verdict.SUPPORTED]
     conflicts = [finding for finding in findings if finding.verdict is Verdict.CONTRADICTED]
-    missing = [finding for finding in findings if finding.verdict is Verdict.NOT_YET]
-    lines = [f"Lesson {number} on the route {route}: {len(done)} of {len(findings)} artifacts supported"]
+    missing = _open(found)
+    lines = [f"Lesson {number} on the route {found.route}: {len(done)} of {len(found.artifacts)} artifacts supported"]
     lines.append(f"done:     {', '.join(done) or 'nothing yet'}")
     lines += [f"conflict: {_in_one_line(finding)}" for finding in conflicts]
     lines += [f"missing:  {_in_one_line(finding)}" for finding in missing]
     actions = [finding.next_action for finding in (*conflicts, *missing) if finding.next_action]
     return [*lines, f"next:     {actions[0] if actions else _after(number)}"]
+
+
+def _open(found: Verification) -> list[Finding]:
+    """What is not yet there: artifacts, and once they all are, the cross-checks between them."""
+    artifacts = [finding for finding in found.artifacts if finding.verdict is Verdict.NOT_YET]
+    return artifacts or [finding for finding in found.cross_checks if finding.verdict is Verdict.NOT_YET]
 
 
 def _in_one_line(finding: Finding) -> str:
