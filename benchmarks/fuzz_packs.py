@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/fuzz_packs.py --packs 10000
 
-Three kinds in turn: a file damaged, a file damaged and its hash forged in the manifest, and a fact changed with its hash
-forged. The seed of each pack is its number, so that a finding can be made again with --first NUMBER --packs 1.
+Three kinds in turn: a file damaged, a file damaged and its hash forged in the manifest, and a fact changed with its
+hash forged. The seed of each pack is its number, so that a finding can be made again with --first NUMBER --packs 1.
 """
 
 import argparse
@@ -52,8 +52,11 @@ class Bench:
                 path.write_bytes(data)
 
     def same(self, name: str) -> bool:
+        """Whether the file says what it said: the manifest is read, not hashed, so its line ends are free."""
         path = self.folder / name
-        return path.is_file() and path.read_bytes() == self._whole[name]
+        data = path.read_bytes() if path.is_file() else b""
+        plain = name == MANIFEST and data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n\n", b"\n")
+        return self._whole[name] in (data, plain)
 
 
 def try_one(bench: Bench, number: int) -> tuple[str, float, str]:

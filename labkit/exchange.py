@@ -57,8 +57,8 @@ def import_pack(archive: Path, folder: Path) -> Parcel:
 def export_pack(folder: Path, archive: Path) -> Parcel:
     """Write the pack in `folder` into the zip file `archive`, which must be new.
 
-    The copy that leaves has no secrets and no cells that a spreadsheet would run; the pack itself stays as it is. Hidden
-    files stay at home. Raises LabError for a folder that is no pack and for links in it.
+    The copy that leaves has no secrets and no cells that a spreadsheet would run; the pack itself stays as it is.
+    Hidden files stay at home. Raises LabError for a folder that is no pack and for links in it.
     """
     folder, archive = Path(folder), Path(archive)
     read_manifest(folder)
@@ -78,7 +78,7 @@ def export_pack(folder: Path, archive: Path) -> Parcel:
 
 @contextmanager
 def _scratch(parent: Path) -> Iterator[Path]:
-    """A temporary folder beside the target, so that the result is moved there in one step; errors of the disk are told."""
+    """A temporary folder beside the target, so that the result is moved in one step; errors of the disk are told."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=".labkit-", ignore_cleanup_errors=True) as folder:
@@ -98,7 +98,7 @@ def _only_pack(unpacked: Path, archive: Path) -> Path:
 
 
 def _visible(folder: Path) -> Iterator[str]:
-    """The files of a pack by name, hidden ones left out. Raises LabError for a link: it may show what is not the pack's."""
+    """The files of a pack by name, hidden ones left out. Raises LabError for a link: it may lead out of the pack."""
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in [*folders, *sorted(files)]:

@@ -1,8 +1,8 @@
 """Secrets, home folders and host names are taken out of a text before it becomes part of a pack.
 
-A pack is made to be handed in, so whatever is in it is public. The patterns for tokens are those of detect-secrets where
-it has one; `OWN` holds those that it lacks. Only formats that say of themselves what they are (a prefix, a header) are
-looked for: entropy alone raises false alarms on hashes and model output.
+A pack is made to be handed in, so whatever is in it is public. The patterns for tokens are those of detect-secrets
+where it has one; `OWN` holds those that it lacks. Only formats that say of themselves what they are (a prefix, a
+header) are looked for: entropy alone raises false alarms on hashes and model output.
 """
 
 import json
@@ -22,8 +22,8 @@ TEXT_SUFFIXES = {".txt", ".md", ".json", ".jsonl", ".csv", ".ipynb", ".log", ".h
 SECONDS = 5.0  # that one pattern may take on one text: a hostile one can be made to take years
 HOME_PATH, HOST_NAME = "home path", "host name"
 
-# Detectors of detect-secrets 1.5.0 whose formats carry a mark of their own. Left out: those that guess by entropy, by a
-# keyword nearby or by a short prefix (artifactory, cloudant, ibm_*, softlayer, keyword, high_entropy_strings, ip_public).
+# Detectors of detect-secrets 1.5.0 whose formats carry a mark of their own. Left out: those that guess by entropy, by
+# a keyword nearby or by a short prefix (artifactory, cloudant, ibm_*, softlayer, keyword, high_entropy_strings, ip_public).
 DETECTORS = {
     "aws": "AWSKeyDetector",
     "azure_storage_key": "AzureStorageKeyDetector",
@@ -42,8 +42,8 @@ DETECTORS = {
     "telegram_token": "TelegramBotTokenDetector",
     "twilio": "TwilioKeyDetector",
 }
-# Formats as in gitleaks' rules, https://github.com/gitleaks/gitleaks/blob/master/config/gitleaks.toml (seen 2026-11-27),
-# and for URL credentials RFC 3986, section 3.2.1. A group named `secret` is what is taken out, else the whole match.
+# Formats as in gitleaks' rules, https://github.com/gitleaks/gitleaks/blob/master/config/gitleaks.toml (2026-11-27), and
+# for URL credentials RFC 3986, section 3.2.1. A group named `secret` is what is taken out, else the whole match.
 OWN = {
     "Hugging Face token": r"\b(?:hf_[A-Za-z0-9]{30,}|api_org_[A-Za-z]{34})\b",
     "OpenAI-style key": r"\bsk-(?=[\w-]{0,200}\d)(?=[\w-]{0,200}[A-Z])[\w-]{32,200}",
@@ -52,7 +52,8 @@ OWN = {
     "NVIDIA key": r"\bnvapi-[\w-]{60,}",
     "Google API key": r"\bAIza[\w-]{35}(?![\w-])",
     "GitHub token": r"\bgithub_pat_\w{50,}",
-    "private key": r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY(?: BLOCK)?-----[^\"-]*(?:-----END [A-Z ]{0,40}KEY(?: BLOCK)?-----)?",
+    "private key": r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY(?: BLOCK)?-----[^\"-]*"
+    r"(?:-----END [A-Z ]{0,40}KEY(?: BLOCK)?-----)?",
     "URL credentials": r"://(?P<secret>[^\s:/?#\[\]@'\"<>{}]{0,100}:[^\s/?#\[\]@'\"<>{}]{1,200})@",
     "bearer token": r"\b[Bb]earer\s{1,4}(?P<secret>(?=[\w.~+/-]{0,200}\d)[\w.~+/-]{20,}=*)",
     HOME_PATH: r"(?:(?<=file://)|(?<![\w./~<-]))(?:/(?:home|Users)/[^\s/\\\"'<>:,;)(|`$*{}]+|/root(?=/)"
@@ -111,7 +112,7 @@ def _replace(kind: str, found: Counter[str], match: regex.Match) -> str:
 
 @cache
 def patterns() -> tuple[tuple[str, regex.Pattern], ...]:
-    """(kind, pattern) of everything that is looked for. This machine's own name is among it where it is no plain word."""
+    """(kind, pattern) of everything that is looked for, this machine's own name too where it is no plain word."""
     known = [(kind, regex.compile(pattern)) for kind, pattern in OWN.items()]
     for module, name in DETECTORS.items():
         detector = getattr(import_module(f"detect_secrets.plugins.{module}"), name)

@@ -1,4 +1,4 @@
-"""Ways in which a pack is damaged or forged: bytes, structure, and facts. Each is made from a seed, so it can be made again.
+"""Ways in which a pack is damaged or forged: bytes, structure, and facts. Each is made from a seed, so it can be repeated.
 
 `damage` changes the bytes of one file in ways that accidents and attackers do. `FACTS` are facts that stand somewhere
 else too, or follow from others: whoever changes one, and forges the hash, must be caught all the same.
@@ -15,8 +15,37 @@ from pathlib import Path
 from labkit.evidence import MANIFEST, sha256_of
 
 Bytes = Callable[[bytes, random.Random], bytes]
-PUMPED = (b" ", b"\n", b"0", b"|", b"#", b"-", b"`", b"a", b"[", b"{", b'"', b",", b":", b"\\", b"9 of ", b"- a: b\n", b"## \n")
-PUMPED += (b"verdict ", b"```\n", b"step 1 ", b"\t", b"(", b"1,", b"\xe2\x80\xa8", b"A" * 64 + b"@", b"sk-", b"cannot prove:\n- ")
+PUMPED = (
+    b" ",
+    b"\n",
+    b"0",
+    b"|",
+    b"#",
+    b"-",
+    b"`",
+    b"a",
+    b"[",
+    b"{",
+    b'"',
+    b",",
+    b":",
+    b"\\",
+    b"9 of ",
+    b"- a: b\n",
+    b"## \n",
+)
+PUMPED += (
+    b"verdict ",
+    b"```\n",
+    b"step 1 ",
+    b"\t",
+    b"(",
+    b"1,",
+    b"\xe2\x80\xa8",
+    b"A" * 64 + b"@",
+    b"sk-",
+    b"cannot prove:\n- ",
+)
 
 
 def pump(data: bytes, seed: random.Random, size: int = 10 * 2**20) -> bytes:
@@ -56,7 +85,19 @@ def other_number(data: bytes, seed: random.Random) -> bytes:
     """A digit becomes something that is a number to one program and none to another."""
     places = [at for at, byte in enumerate(data) if chr(byte).isdigit()] or [0]
     at = seed.choice(places)
-    odd = (b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1", b"0x1", b"9" * 5_000, "\u0663".encode(), b"1_000", b"", b"null")
+    odd = (
+        b"NaN",
+        b"Infinity",
+        b"-Infinity",
+        b"1e999",
+        b"-1",
+        b"0x1",
+        b"9" * 5_000,
+        "\u0663".encode(),
+        b"1_000",
+        b"",
+        b"null",
+    )
     return data[:at] + seed.choice(odd) + data[at + 1 :]
 
 
@@ -71,7 +112,23 @@ def other_json(data: bytes, seed: random.Random) -> bytes:
         key = seed.choice(list(place) if isinstance(place, dict) else range(len(place)))
         inside = place[key]
         if not isinstance(inside, dict | list) or not inside or seed.random() < 0.3:
-            wrong = (None, [], {}, "", -1, 0, True, False, [[]], 1e308, "x", {"a": {"b": []}}, "_____", 10**400, [inside] * 3)
+            wrong = (
+                None,
+                [],
+                {},
+                "",
+                -1,
+                0,
+                True,
+                False,
+                [[]],
+                1e308,
+                "x",
+                {"a": {"b": []}},
+                "_____",
+                10**400,
+                [inside] * 3,
+            )
             place[key] = seed.choice(wrong)
             break
         place = inside

@@ -34,7 +34,7 @@ CONTRADICTED, NOT_YET = Verdict.CONTRADICTED, Verdict.NOT_YET
 
 @dataclass(frozen=True)
 class Three:
-    """How the three packs of one rule are made from a base: what is removed, how it is forged, what must be said then."""
+    """How the three packs of a rule are made from a base: what is removed, how it is forged, what must be said then."""
 
     missing: tuple[str, ...]
     forged: tuple[tuple[str, str, str], ...] | Change

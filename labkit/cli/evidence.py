@@ -1,4 +1,4 @@
-"""Commands about the machine, the routes and the pack: env, route, decide, verify, check, report, import, export, run."""
+"""Commands about machine, routes and pack: env, route, decide, verify, check, import, export, report, run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -84,7 +84,7 @@ def check(
     evidence: EvidenceOption = None,
     route: RouteOption = None,
 ) -> None:
-    """Say what a lesson has left in the pack: done, missing, in conflict, and what to do next. Exits as `verify` does."""
+    """Say what a lesson has left in the pack: done, missing, in conflict, what to do next. Exits as `verify` does."""
     from labkit.layout import evidence_folder
     from labkit.workbook import check_folder
 

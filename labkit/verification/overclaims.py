@@ -49,12 +49,13 @@ _CLAIMS = {
     SPEED_ELSEWHERE: r"\b(?:serves?|handles?|sustains?|supports?) (?:up to )?\d[\d,.]{0,12} ?k? (?:concurrent )?"
     r"(?:users|clients|requests|tokens)\b|\b\d[\d,.]{0,12} ?(?:tokens|requests) ?(?:/|per) ?s(?:ec(?:ond)?)?\b"
     r"|\b(?:low|production|guaranteed)[- ](?:latency|throughput)\b|\b(?:throughput|latency) of \d",
-    STABLE: r"\bstable (?:service|api|endpoint|server|url)\b|\balways[- ](?:on|available|up)\b|\b24/7\b|\b99\.\d{1,4} ?%"
-    r"|\bhigh(?:ly)? availab",
+    STABLE: r"\bstable (?:service|api|endpoint|server|url)\b|\balways[- ](?:on|available|up)\b|\b24/7\b"
+    r"|\b99\.\d{1,4} ?%|\bhigh(?:ly)? availab",
     PUBLIC: r"\b(?:public|production|internet)[- ]ready\b|\bready for (?:the )?(?:public|production|internet)\b"
     r"|\b(?:open|exposed) to (?:the )?(?:public|internet)\b",
     BIG_QUALITY: r"\b(\d{1,4}(?:\.\d{1,3})?) ?B\b[^.;\n]{0,40}\b(?:quality|level|grade|class)\b"
-    r"|\b(?:quality|level|as good as|matches|on par with|equals?|rivals?)\b[^.;\n]{0,40}?\b(\d{1,4}(?:\.\d{1,3})?) ?B\b",
+    r"|\b(?:quality|level|as good as|matches|on par with|equals?|rivals?)\b"
+    r"[^.;\n]{0,40}?\b(\d{1,4}(?:\.\d{1,3})?) ?B\b",
     NO_BASELINE: r"\b(?:is|was|were|been|we|i) (?:fine[- ]?tuned?|tuned)\b",
 }
 _PATTERNS = {name: re.compile(pattern, re.I) for name, pattern in _CLAIMS.items()}

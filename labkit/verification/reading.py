@@ -18,7 +18,9 @@ from labkit.verification.verdicts import Contradiction, NotYet
 PLACEHOLDER = "_____"
 UNFILLED = {"", "?", "-", "n/a", "tbd", "todo", "unknown"}  # "none" is an answer: no GPU, no fallback
 TEXT_LIMIT = 8 * 2**20  # bytes; the largest honest text in a pack is a few hundred kilobytes
-READ_LIMIT = 12 * 2**20  # bytes of text that are read of one pack in all, so that a verdict takes a second at most
+JSON_LIMIT = 4 * 2**20  # bytes; a benchmark of twenty thousand requests
+READ_LIMIT = 8 * 2**20  # bytes of text that are read of one pack in all, so that a verdict takes a second at most
+MOST_LINES = 20_000  # of one text or table; a thousand cases asked ten times are half of it
 HASH_LIMIT = 2 * 2**30  # bytes of one file that are hashed; a checkpoint is below it
 MOST_ENTRIES = 5_000  # lines of a manifest that are looked at; a pack has some 70
 HAND_EDITED = frozenset({"eval_cases.csv"})  # the learner's own columns live here, so its hash may change
@@ -26,10 +28,11 @@ DEFAULT_ROUTE = "local_cpu"
 
 _TEXT_FIELD = re.compile(r"^([A-Za-z][\w .-]{0,60}?): ?(.*)$")
 _MARKDOWN_FIELD = re.compile(r"^- ([A-Za-z][\w .-]{0,60}?): ?(.*)$")
+_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # what str.splitlines ends a line at
 _ASKS = "your|insert|add|enter|fill|name of|todo|tbd|replace|describe|explain|write|put"
 _TEMPLATE = re.compile(
-    rf"(?:[\[<{{(]\s?(?:{_ASKS})\b[^\]>}})]{{0,200}}[\]>}})]|(?:{_ASKS})\b.{{0,100}}\bhere|fill (?:this )?in\b.{{0,100}}"
-    r"|lorem ipsum\b.*|\.{3,}|…|x{3,})\W{0,3}",
+    rf"(?:[\[<{{(]\s?(?:{_ASKS})\b[^\]>}})]{{0,200}}[\]>}})]|(?:{_ASKS})\b.{{0,100}}\bhere"
+    r"|fill (?:this )?in\b.{0,100}|lorem ipsum\b.*|\.{3,}|…|x{3,})\W{0,3}",
     re.I | re.S,
 )
 _Read = TypeVar("_Read")
@@ -126,24 +129,34 @@ class PackReader:
 
     def _text(self, name: str) -> str:
         try:
-            return self._some(name).read_text(encoding="utf-8-sig")
+            text = self._some(name).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             raise NotYet(f"{name} is not UTF-8 text") from None
+        if sum(map(text.count, _BREAKS)) > MOST_LINES:
+            raise NotYet(f"{name} has more than {MOST_LINES} lines")
+        return text
 
-    def _some(self, name: str) -> Path:
+    def _table(self, name: str) -> list[dict[str, str]]:
+        path = self._some(name)
+        data = path.read_bytes()
+        if data.count(b"\n") + data.count(b"\r") > 2 * MOST_LINES:
+            raise NotYet(f"{name} has more than {MOST_LINES} rows")
+        return read_csv(path)
+
+    def _some(self, name: str, limit: int = TEXT_LIMIT) -> Path:
         """A file that is about to be read whole, within what may be read of one pack in all."""
-        path = self.file(name)
+        path = self.file(name, limit)
         self._unread -= path.stat().st_size
         if self._unread < 0:
             raise NotYet(f"{name} is not read: the texts of this pack have more than {READ_LIMIT} bytes")
         return path
 
     def json(self, name: str) -> dict:
-        return self.once(lambda _: read_json(self._some(name)), ("json", name))
+        return self.once(lambda _: read_json(self._some(name, JSON_LIMIT)), ("json", name))
 
     def rows(self, name: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
         """The rows of a CSV file that has at least `columns`; extra columns are the learner's business."""
-        rows = self.once(lambda _: read_csv(self._some(name)), ("rows", name))
+        rows = self.once(lambda _: self._table(name), ("rows", name))
         if not rows:
             raise NotYet(f"{name} has a header and no rows")
         absent = [column for column in columns if column not in rows[0]]

@@ -184,8 +184,9 @@ def check_benchmark_rows(pack: PackReader) -> str:
     logged = _tokens((row["concurrency"], row["completion_tokens"]) for row in log)
     for clients in sorted(claimed.keys() | logged.keys()):
         if claimed.get(clients) != logged.get(clients):
-            sides = f"{claimed.get(clients, 0):g} tokens with {clients:g} clients, {release.BENCHMARK_ROWS} {logged.get(clients, 0):g}"
-            raise Contradiction(f"{release.BENCHMARK} claims {sides}")
+            said, shown = claimed.get(clients, 0), logged.get(clients, 0)
+            what = f"{release.BENCHMARK} claims {said:g} tokens with {clients:g} clients"
+            raise Contradiction(f"{what}, {release.BENCHMARK_ROWS} shows {shown:g}")
     return f"{sum(claimed.values()):g} tokens in both"
 
 

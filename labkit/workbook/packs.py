@@ -30,7 +30,7 @@ def check(number: str, pack: Pack) -> None:
 
 
 def check_folder(number: str, folder: Path) -> int:
-    """`check` of the pack in `folder`, which is `labkit check`; returns the exit code that `labkit verify` would give."""
+    """`check` of the pack in `folder`, which is `labkit check`; returns the exit code of `labkit verify`."""
     lesson(number)
     found = verify(folder, lesson=None if number == "13.0" else number)
     print("\n".join(_summary(number, found)))
