@@ -93,9 +93,11 @@ def json_text(value: object) -> str:
 def csv_text(rows: Iterable[Mapping], columns: Sequence[str]) -> str:
     """`rows` as CSV with exactly `columns`; an unknown key in a row is an error, a missing one an empty field."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    plain = csv.DictWriter(buffer, columns, lineterminator="\n")
+    quoted = csv.DictWriter(buffer, columns, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain.writeheader()
+    for row in rows:  # before Python 3.13 the writer leaves a lone carriage return bare, and readers end the row there
+        (quoted if any("\r" in str(cell) for cell in row.values()) else plain).writerow(row)
     return buffer.getvalue()
 
 

@@ -154,7 +154,7 @@ def _neutralised(content: bytes) -> tuple[bytes, int]:
     if not count:
         return content, 0
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(safe)
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(safe)
     return text.getvalue().encode("utf-8"), count
 
 

@@ -23,7 +23,7 @@ SECONDS = 5.0  # that one pattern may take on one text: a hostile one can be mad
 HOME_PATH, HOST_NAME = "home path", "host name"
 
 # Detectors of detect-secrets 1.5.0 whose formats carry a mark of their own. Left out: those that guess by entropy, by
-# a keyword nearby or by a short prefix (artifactory, cloudant, ibm_*, softlayer, keyword, high_entropy_strings, ip_public).
+# a keyword nearby or by a short prefix (artifactory, cloudant, ibm_*, softlayer, keyword, high_entropy_strings).
 DETECTORS = {
     "aws": "AWSKeyDetector",
     "azure_storage_key": "AzureStorageKeyDetector",

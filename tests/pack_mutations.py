@@ -1,4 +1,4 @@
-"""Ways in which a pack is damaged or forged: bytes, structure, and facts. Each is made from a seed, so it can be repeated.
+"""Ways in which a pack is damaged or forged: bytes, structure, and facts. Each has a seed and can be repeated.
 
 `damage` changes the bytes of one file in ways that accidents and attackers do. `FACTS` are facts that stand somewhere
 else too, or follow from others: whoever changes one, and forges the hash, must be caught all the same.

@@ -146,6 +146,8 @@ def run(
 
     with RunDisplay() as display:
         done = run_workbook(route, str(evidence or ""), lesson, display)
+    if done.kept:
+        print(f"the run before was cut off; it had finished {', '.join(done.kept)}, and this one went on from there")
     found = read_back(done.folder, lesson)
     print_verification(found)
     print(f"\npack:   {_shown(done.folder)}\nreport: {_shown(write_report(done.folder))}")

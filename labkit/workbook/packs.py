@@ -33,27 +33,22 @@ def check_folder(number: str, folder: Path) -> int:
     """`check` of the pack in `folder`, which is `labkit check`; returns the exit code of `labkit verify`."""
     lesson(number)
     found = verify(folder, lesson=None if number == "13.0" else number)
-    print("\n".join(_summary(number, found)))
+    print("\n".join(_summary(number, found.route, found.artifacts, found.cross_checks)))
     return found.exit_code
 
 
-def _summary(number: str, found: Verification) -> list[str]:
-    findings = (*found.artifacts, *found.cross_checks)
-    done = [finding.name for finding in found.artifacts if finding.verdict is Verdict.SUPPORTED]
-    conflicts = [finding for finding in findings if finding.verdict is Verdict.CONTRADICTED]
-    missing = _open(found)
-    lines = [f"Lesson {number} on the route {found.route}: {len(done)} of {len(found.artifacts)} artifacts supported"]
+def _summary(number: str, route: str, artifacts: Sequence[Finding], cross_checks: Sequence[Finding] = ()) -> list[str]:
+    """Cross-checks that are not made yet are told once every artifact is there: until then they say the same again."""
+    done = [finding.name for finding in artifacts if finding.verdict is Verdict.SUPPORTED]
+    conflicts = [found for found in (*artifacts, *cross_checks) if found.verdict is Verdict.CONTRADICTED]
+    missing = [finding for finding in artifacts if finding.verdict is Verdict.NOT_YET]
+    missing = missing or [finding for finding in cross_checks if finding.verdict is Verdict.NOT_YET]
+    lines = [f"Lesson {number} on the route {route}: {len(done)} of {len(artifacts)} artifacts supported"]
     lines.append(f"done:     {', '.join(done) or 'nothing yet'}")
     lines += [f"conflict: {_in_one_line(finding)}" for finding in conflicts]
     lines += [f"missing:  {_in_one_line(finding)}" for finding in missing]
     actions = [finding.next_action for finding in (*conflicts, *missing) if finding.next_action]
     return [*lines, f"next:     {actions[0] if actions else _after(number)}"]
-
-
-def _open(found: Verification) -> list[Finding]:
-    """What is not yet there: artifacts, and once they all are, the cross-checks between them."""
-    artifacts = [finding for finding in found.artifacts if finding.verdict is Verdict.NOT_YET]
-    return artifacts or [finding for finding in found.cross_checks if finding.verdict is Verdict.NOT_YET]
 
 
 def _in_one_line(finding: Finding) -> str:
