@@ -123,6 +123,8 @@ def _run(benches: list[Bench], numbers: range) -> int:
         if wrong:
             found.append(f"{number}, {what}: {wrong}")
             print(found[-1], flush=True)
+        if sum(tried.values()) % 1_000 == 0:
+            print(f"{sum(tried.values()):,} packs, {len(found)} wrong", flush=True)
     print(f"{sum(tried.values()):,} packs ({', '.join(f'{count:,} {kind}' for kind, count in tried.items())})")
     print(f"{time.monotonic() - started:.0f} s in all, {total:.0f} s of processor time for the verdicts")
     print(f"slowest verdict: {slowest[0]:.2f} s ({slowest[1]})")

@@ -197,7 +197,7 @@ def forge_hash(folder: Path, name: str) -> None:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         entry = manifest["files"][name]
         entry |= {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
-    except (ValueError, KeyError, OSError, TypeError):
+    except (ValueError, KeyError, OSError, TypeError, RecursionError):
         return
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
