@@ -1,7 +1,8 @@
 """The evidence pack: a folder of artifacts and the manifest that names each one.
 
 Every write goes to a temporary file beside its target and is renamed over it, so a killed run leaves either the old
-file or the new one. The manifest is rewritten after each artifact: what it lists is always on the disk.
+file or the new one. An artifact leaves the manifest before it is replaced and enters it again afterwards: a run that is
+killed in between leaves a file that nothing vouches for, which is "not yet" and never a contradiction.
 """
 
 import contextlib
@@ -12,27 +13,40 @@ import json
 import math
 import os
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from labkit.errors import LabError
 from labkit.layout import ROOT
+from labkit.redaction import TEXT_SUFFIXES, redact
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that begins with one of these
+LEFTOVER_SECONDS = 3600.0  # after which a temporary file belongs to a write that was killed
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the manifest. `written` is UTC, ISO 8601 to the second; `bytes` is the file's size."""
+    """One line of the manifest. `written` is UTC, ISO 8601 to the second; `bytes` is the file's size.
+
+    `redacted` counts what was taken out of the file before it was written, by kind; the line has it only where
+    something was.
+    """
 
     sha256: str
     bytes: int
     written: str
     lesson: str
+    redacted: Mapping[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict:
+        return {key: value for key, value in asdict(self).items() if value != {}}
 
 
 def utc_now() -> str:
@@ -79,16 +93,30 @@ def json_text(value: object) -> str:
 def csv_text(rows: Iterable[Mapping], columns: Sequence[str]) -> str:
     """`rows` as CSV with exactly `columns`; an unknown key in a row is an error, a missing one an empty field."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    plain = csv.DictWriter(buffer, columns, lineterminator="\n")
+    quoted = csv.DictWriter(buffer, columns, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain.writeheader()
+    for row in rows:  # before Python 3.13 the writer leaves a lone carriage return bare, and readers end the row there
+        (quoted if any("\r" in str(cell) for cell in row.values()) else plain).writerow(row)
     return buffer.getvalue()
 
 
+def spreadsheet_safe(cell: object) -> object:
+    """`cell` so that no spreadsheet takes it for a formula: text that begins with one of FORMULA gets an apostrophe.
+
+    Numbers stay numbers, negative ones too. See https://owasp.org/www-community/attacks/CSV_Injection (2026-11-27).
+    """
+    risky = isinstance(cell, str) and cell.lstrip(" ").startswith(FORMULA)
+    return f"'{cell}" if risky and finite(cell) is None else cell
+
+
 def read_json(path: Path) -> dict:
-    """The JSON object in `path`. Raises LabError for a missing file, bad JSON, NaN, or anything but an object."""
+    """The JSON object in `path`. Raises LabError for a missing file, bad JSON, NaN, a key that stands twice, or
+    anything but an object."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(
+            Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys
+        )
     except FileNotFoundError:
         raise LabError(f"{path.name} is missing", "run the step that writes it", where=path.parent.name) from None
     except (OSError, ValueError, RecursionError) as error:
@@ -102,6 +130,14 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    """JSON leaves open which of two equal keys counts, so two programs may read two facts: neither is taken."""
+    held = dict(pairs)
+    if len(held) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return held
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of `path`, every field text. Raises LabError for a missing, ragged or undecodable file."""
     try:
@@ -112,6 +148,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         raise LabError(f"{path.name} is missing", "run the step that writes it", where=path.parent.name) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise LabError(f"{path.name} is not readable CSV: {error}", "save it as UTF-8 CSV") from None
+    if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
+        raise LabError(f"{path.name} has a column twice", "leave one of the two")
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
             raise LabError(f"{path.name} row {number} has not as many fields as the header", "mend that row")
@@ -122,7 +160,7 @@ def finite(text: object) -> float | None:
     """`text` as a finite float, or None: the one rule by which a pack's numbers are read."""
     try:
         number = float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
@@ -153,7 +191,9 @@ class Pack:
         found = self.folder / MANIFEST
         if not found.exists():
             self._save({})
-        elif (held := read_manifest(self.folder)["route"]) != route:
+            return
+        self._sweep()
+        if (held := read_manifest(self.folder)["route"]) != route:
             raise LabError(
                 f"this pack was made on the route {held}, not {route}",
                 f"choose another folder with --evidence, or run with --route {held}",
@@ -164,8 +204,12 @@ class Pack:
         return self.folder / name
 
     def write_text(self, name: str, text: str, lesson: str) -> Path:
-        write_atomically(self.path(name), text.encode("utf-8"))
-        return self.record(name, lesson)
+        """Write and record a text, without the secrets, home folders and host names that were in it."""
+        clean = redact(name, text.encode("utf-8"))
+        with self.replacing(name):
+            write_atomically(self.path(name), clean.content)
+            self._enter({name: _entry(self.path(name), lesson, clean.found)})
+        return self.path(name)
 
     def write_json(self, name: str, value: object, lesson: str) -> Path:
         return self.write_text(name, json_text(value), lesson)
@@ -174,17 +218,52 @@ class Pack:
         return self.write_text(name, csv_text(rows, columns), lesson)
 
     def record(self, name: str, lesson: str) -> Path:
-        """Enter a file, or every file below a folder, that is already in the pack into the manifest."""
+        """Enter a file, or every file below a folder, that is already in the pack into the manifest.
+
+        Secrets are taken out of it first. Hidden files are no evidence and stay out.
+        """
         target = self.path(name)
         files = sorted(p for p in target.rglob("*") if p.is_file()) if target.is_dir() else [target]
-        entries = {
-            name: entry for name, entry in read_manifest(self.folder)["files"].items() if self.path(name).is_file()
-        }
-        for file in files:
-            entry = Entry(sha256_of(file), file.stat().st_size, utc_now(), lesson)
-            entries[file.relative_to(self.folder).as_posix()] = asdict(entry)
-        self._save(entries)
+        shown = [file for file in files if not any(p.startswith(".") for p in file.relative_to(self.folder).parts)]
+        self._enter({file.relative_to(self.folder).as_posix(): _entry(file, lesson, _clean(file)) for file in shown})
         return target
+
+    @contextlib.contextmanager
+    def replacing(self, *names: str) -> Iterator[None]:
+        """Files, and folders with all that is in them, that the body writes anew and records, as one step.
+
+        They leave the manifest first. Whatever ends the body, those that it left as they were are entered again; a
+        killed process enters nothing, so that old and new files of one group are never both vouched for.
+        """
+        entries = read_manifest(self.folder)["files"]
+        inside = tuple(f"{name.rstrip('/')}/" for name in names)
+        gone = {name: entry for name, entry in entries.items() if name in names or name.startswith(inside)}
+        if gone:
+            self._save({name: entry for name, entry in entries.items() if name not in gone})
+        try:
+            yield
+        finally:
+            self._restore(gone)
+
+    def _restore(self, gone: dict[str, dict]) -> None:
+        """Enter those of `gone` again that nobody has recorded since and that are still what they were."""
+        entries = read_manifest(self.folder)["files"]
+        kept = {
+            name: entry
+            for name, entry in gone.items()
+            if name not in entries and self.path(name).is_file() and sha256_of(self.path(name)) == entry["sha256"]
+        }
+        if kept:
+            self._save(entries | kept)
+
+    def _enter(self, found: Mapping[str, Entry]) -> None:
+        for name, entry in found.items():
+            if entry.redacted:
+                counts = ", ".join(f"{count} {kind}" for kind, count in entry.redacted.items())
+                print(f"taken out of {name} before it was recorded: {counts}", file=sys.stderr)
+        held = read_manifest(self.folder)["files"]
+        kept = {name: entry for name, entry in held.items() if self.path(name).is_file()}
+        self._save(kept | {name: entry.as_dict() for name, entry in found.items()})
 
     def _save(self, entries: dict[str, dict]) -> None:
         manifest = {
@@ -194,6 +273,27 @@ class Pack:
             "files": dict(sorted(entries.items())),
         }
         write_atomically(self.folder / MANIFEST, json_text(manifest).encode("utf-8"))
+
+    def _sweep(self) -> None:
+        """Remove the temporary files of writes that were killed long ago."""
+        for path in self.folder.rglob(".*.????????"):
+            with contextlib.suppress(OSError):
+                if path.is_file() and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                    path.unlink()
+
+
+def _entry(path: Path, lesson: str, redacted: Mapping[str, int]) -> Entry:
+    return Entry(sha256_of(path), path.stat().st_size, utc_now(), lesson, redacted)
+
+
+def _clean(path: Path) -> Mapping[str, int]:
+    """Take secrets out of a file that somebody else wrote into the pack; returns the count of each kind."""
+    if path.suffix.lower() not in TEXT_SUFFIXES:
+        return {}
+    clean = redact(path.name, path.read_bytes())
+    if clean.found:
+        write_atomically(path, clean.content)
+    return clean.found
 
 
 def read_manifest(folder: Path) -> dict:

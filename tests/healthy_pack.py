@@ -180,6 +180,7 @@ def _release(pack: Pack) -> None:
     level = {"concurrency": 1, "requests": 20, "errors": 0, "error_kinds": {}, **figures(rows, 1.19)}
     benchmark = {"model": MODEL, "route": "local_cpu", "device": "cpu", "levels": [level | {"peak_memory_mib": None}]}
     benchmark |= {"rows": [asdict(row) for row in rows], "claim": "local measurement, no throughput claim"}
+    benchmark |= {"base_url": "http://127.0.0.1:8000", "time": TIME}
     pack.write_json("benchmark.json", benchmark, "13.4")
     findings = [{"group": "chat", "feature": "stop", "verdict": "supported", "detail": "cut", "sent": "a stop text"}]
     findings.append(findings[0] | {"feature": "seed", "verdict": "ignored"})

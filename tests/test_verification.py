@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from healthy_pack import edit, healthy_folder, rewrite_json, training_rows
+from jsonschema import Draft202012Validator
 
+from labkit import verification
 from labkit.errors import LabError
 from labkit.evidence import Pack, csv_text, read_manifest, sha256_of
 from labkit.routes import load_route
@@ -18,7 +20,7 @@ from labkit.verification.crosschecks import CROSS_CHECKS
 from labkit.verification.reading import PackReader
 from labkit.verification.rules import RULES
 from labkit.verification.training_checks import parameter_count
-from labkit.verification.verdicts import NotYet
+from labkit.verification.verdicts import SCHEMA, NotYet
 
 RUN = "openllm_gpu_training_run"
 LOG = f"{RUN}/training_log.csv"
@@ -63,7 +65,7 @@ def test_the_learner_may_fill_the_cases_by_hand(pack):
     rows = [line.split(",") for line in path.read_text().splitlines()]
     header = rows[0]
     for row in rows[1:]:
-        row[header.index("pass")], row[header.index("notes")] = "true", "read and agreed"
+        row[header.index("pass")], row[header.index("notes")] = "true", f"read it: {row[0]} holds"
     path.write_text("\n".join(",".join(row[: len(header)]) for row in rows) + "\n")
     verification = verify(pack)
     assert verification.exit_code == 0, [f for f in verification.findings if f.verdict is not Verdict.SUPPORTED]
@@ -430,6 +432,16 @@ def test_as_dict_is_json_with_a_schema_and_no_path(pack):
     assert (held["schema"], held["exit_code"], held["pack"], held["route"]) == (1, 0, "local_cpu", "local_cpu")
     assert {"name", "lesson", "verdict", "detail", "next_action", "required"} == set(held["artifacts"][0])
     assert str(pack.parent) not in document
+
+
+def test_every_document_is_the_one_that_is_described(pack):
+    schema = json.loads((Path(verification.__file__).parent / "verify.schema.json").read_text())
+    assert schema["properties"]["schema"]["const"] == SCHEMA
+    validator = Draft202012Validator(schema)
+    for folder, lesson in ((pack, None), (pack, "13.2"), (pack.parent, None)):
+        validator.validate(json.loads(json.dumps(verify(folder, lesson).as_dict())))
+    (pack / "first_run.md").write_text("x" * 5_000)
+    validator.validate(json.loads(json.dumps(verify(pack).as_dict())))
 
 
 def test_the_tables_are_consistent():

@@ -320,6 +320,45 @@ def test_a_failing_cell_is_named_and_everything_so_far_is_kept(one_lesson):
     assert "notebooks/13_1_small.ipynb" in read_manifest(one_lesson.pack)["files"]
 
 
+def test_a_run_that_was_cut_off_goes_on_at_the_lesson_it_had_not_finished(tmp_path, monkeypatch):
+    lessons = tuple(Lesson(f"13.{n}", f"{n}.ipynb", "Small") for n in (1, 2, 3))
+    for entry in lessons:
+        (tmp_path / entry.file).write_text(f"notebook {entry.number}")
+    ran, dies_at = [], ["13.2"]
+
+    def run_lesson(entry, *_):
+        ran.append(entry.number)
+        if entry.number in dies_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(runner, "run_order", lambda number=None: lessons if number is None else lessons[:1])
+    monkeypatch.setattr(runner, "_run_lesson", run_lesson)
+    with pytest.raises(KeyboardInterrupt):
+        workbook.run_workbook("local_cpu", tmp_path / "pack")
+    dies_at.clear()
+    done = workbook.run_workbook("local_cpu", tmp_path / "pack")
+    assert (ran, done.lessons, done.kept) == (["13.1", "13.2", "13.2", "13.3"], ("13.2", "13.3"), ("13.1",))
+    assert workbook.run_workbook("local_cpu", tmp_path / "pack").kept == (), "a finished run begins anew"
+
+    dies_at.append("13.3")
+    with pytest.raises(KeyboardInterrupt):
+        workbook.run_workbook("local_cpu", tmp_path / "pack")
+    (tmp_path / "2.ipynb").write_text("another notebook")
+    dies_at.clear()
+    assert workbook.run_workbook("local_cpu", tmp_path / "pack").kept == ("13.1",)
+    assert not (tmp_path / "pack" / ".run.json").exists()
+
+
+def test_a_full_disk_under_the_executed_copy_is_a_clear_error(one_lesson, monkeypatch):
+    def full(*_args, **_named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("papermill.execute_notebook", full)
+    with pytest.raises(LabError, match="executed copy could not be written: No space left on device"):
+        one_lesson("route = 'x'")
+
+
 def test_a_kernel_that_dies_is_a_clear_error(one_lesson):
     with pytest.raises(LabError, match="process ended") as caught:
         one_lesson("route = 'x'", "import os\nos._exit(9)")

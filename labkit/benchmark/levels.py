@@ -78,5 +78,6 @@ def claim(route: str, device: str) -> str:
 
 def write_benchmark(pack: Pack, report: dict) -> None:
     """benchmark.json, and its rows once more as benchmark_rows.csv, for a spreadsheet."""
-    pack.write_json("benchmark.json", report, "13.4")
-    pack.write_csv("benchmark_rows.csv", report["rows"], [field.name for field in fields(Row)], "13.4")
+    with pack.replacing("benchmark.json", "benchmark_rows.csv"):
+        pack.write_json("benchmark.json", report, "13.4")
+        pack.write_csv("benchmark_rows.csv", report["rows"], [field.name for field in fields(Row)], "13.4")

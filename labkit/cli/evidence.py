@@ -1,4 +1,4 @@
-"""Commands about the machine, the routes and the pack: env, route, decide, verify, report, run."""
+"""Commands about machine, routes and pack: env, route, decide, verify, check, import, export, report, run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -89,6 +89,52 @@ def verify(
 
 
 @app.command()
+def check(
+    lesson: Annotated[str, typer.Argument(help="the lesson, for example 13.2; 13.0 is the whole pack")],
+    evidence: EvidenceOption = None,
+    route: RouteOption = None,
+) -> None:
+    """Say what a lesson has left in the pack: done, missing, in conflict, what to do next. Exits as `verify` does."""
+    from labkit.layout import evidence_folder
+    from labkit.workbook import check_folder
+
+    raise typer.Exit(check_folder(lesson, evidence or evidence_folder(route or "local_cpu")))
+
+
+@app.command("import")
+def import_(
+    archive: Annotated[Path, typer.Argument(help="a pack as .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="a new folder (default: evidence/<the archive's name>)")
+    ] = None,
+) -> None:
+    """Unpack somebody's pack safely: no path out of the folder, no links, limits on size, secrets taken out."""
+    from labkit.exchange import import_pack
+    from labkit.layout import evidence_folder
+
+    parcel = import_pack(archive, out or evidence_folder("local_cpu").parent / archive.name.split(".")[0])
+    _tell_parcel(parcel, "unpacked")
+    print(f"next: labkit verify {_shown(parcel.path)}")
+
+
+@app.command("export")
+def export_(
+    folder: Annotated[Path, typer.Argument(help="the evidence pack")],
+    out: Annotated[Path | None, typer.Option("--out", help="a new file (default: <the pack's name>.zip)")] = None,
+) -> None:
+    """Write a pack into one zip file to hand in: without secrets, and without cells that a spreadsheet would run."""
+    from labkit.exchange import export_pack
+
+    _tell_parcel(export_pack(folder, out or Path(f"{folder.resolve().name}.zip")), "packed")
+
+
+def _tell_parcel(parcel, done: str) -> None:
+    for name, found in parcel.changed.items():
+        print(f"changed on the way: {name}: {', '.join(f'{count} {kind}' for kind, count in found.items())}")
+    print(f"{done}: {parcel.files} files, {_shown(parcel.path)}")
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="the evidence pack")]) -> None:
     """Write report.html into a pack: claims, artifacts, plots, in one file without a network."""
     from labkit.report.page import write_report
@@ -122,6 +168,8 @@ def run(
 
     with RunDisplay() as display:
         done = run_workbook(route, str(evidence or ""), lesson, display)
+    if done.kept:
+        print(f"the run before was cut off; it had finished {', '.join(done.kept)}, and this one went on from there")
     print(after_run(open_pack(done.folder, route)))
     found = read_back(done.folder, lesson)
     print_verification(found)

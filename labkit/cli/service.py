@@ -199,8 +199,9 @@ def _bench_alone(url: str, model: str | None, device: str, load, clients: tuple[
     facts = {"model": model, "route": pack.route, "device": device, "server_pid": server_pid(url)}
     report = benchmark(url, **vars(load), **facts, concurrency=clients)
     write_benchmark(pack, report)
-    write_atomically(pack.path("benchmark.png"), throughput_plot(report)._repr_png_())
-    pack.record("benchmark.png", "13.4")
+    with pack.replacing("benchmark.png"):
+        write_atomically(pack.path("benchmark.png"), throughput_plot(report)._repr_png_())
+        pack.record("benchmark.png", "13.4")
     print_benchmark(report)
 
 

@@ -123,10 +123,11 @@ def write_decision(
     """Write lora_decision.md, and before_after.csv where there is a run after LoRA. Returns what was read back."""
     text = decision.as_markdown()
     read_back = AdaptationDecision.from_markdown(text)
-    pack.write_text(DECISION, text, LESSON)
-    if adapter_run:
-        rows = before_after_rows(compare_runs(read_run(baseline), read_run(adapter_run)), "lora")
-        pack.write_csv(BEFORE_AFTER, rows, COLUMNS, LESSON)
+    with pack.replacing(DECISION, BEFORE_AFTER):
+        pack.write_text(DECISION, text, LESSON)
+        if adapter_run:
+            rows = before_after_rows(compare_runs(read_run(baseline), read_run(adapter_run)), "lora")
+            pack.write_csv(BEFORE_AFTER, rows, COLUMNS, LESSON)
     return read_back
 
 

@@ -216,11 +216,13 @@ def write_evaluation(
     summary. `sampling`, `levers` and `concurrency` are those that `evaluate` was given."""
     rows = [result_row(result, target, levers) for result in results]
     cases = (result.case.as_row() for result in results if result.repeat == 1)
-    pack.write_csv("eval_cases.csv", cases, COLUMNS, lesson)
-    pack.write_csv("eval_results.csv", map(_spoken, rows), RESULT_COLUMNS, lesson)
-    pack.write_text("eval_results.jsonl", "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), lesson)
     summary = summarise(results, target, sampling, pack.route, levers, concurrency)
-    pack.write_json("eval_summary.json", summary, lesson)
+    with pack.replacing("eval_cases.csv", "eval_results.csv", "eval_results.jsonl", "eval_summary.json"):
+        pack.write_csv("eval_cases.csv", cases, COLUMNS, lesson)
+        pack.write_csv("eval_results.csv", map(_spoken, rows), RESULT_COLUMNS, lesson)
+        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+        pack.write_text("eval_results.jsonl", "".join(f"{line}\n" for line in lines), lesson)
+        pack.write_json("eval_summary.json", summary, lesson)
     return summary
 
 

@@ -95,8 +95,9 @@ def pull(pack: Pack, lever: Lever, task: LeverTask, seed: int = 13, on_event: Ev
     }
     rows = (result_row(result, target, levers) for result in results)
     spoken = (row | {"pass": str(row["pass"]).lower()} for row in rows)
-    pack.write_csv(f"{FOLDER}/{name}/{RESULTS}", spoken, RESULT_COLUMNS, LESSON)
-    pack.write_json(f"{FOLDER}/{name}/{RUN}", run, LESSON)
+    with pack.replacing(f"{FOLDER}/{name}"):
+        pack.write_csv(f"{FOLDER}/{name}/{RESULTS}", spoken, RESULT_COLUMNS, LESSON)
+        pack.write_json(f"{FOLDER}/{name}/{RUN}", run, LESSON)
     cases = (case.as_row() | {"group": group} for group, found in task.groups.items() for case in found)
     pack.write_csv(f"{FOLDER}/{CASES}", cases, (*COLUMNS, "group"), LESSON)
     return run
@@ -136,9 +137,18 @@ def _tuned(
         done = tune(sources, folder, task.model, settings, task.device)
         on_event(f"{lever.name}: trained in {done.seconds:.0f} s, held-out loss {done.kept_loss:.3f}")
         if lever.name == "lora" and not (pack.path(ADAPTER) / "card.json").exists():
-            shutil.copytree(folder, pack.path(ADAPTER), dirs_exist_ok=True)
-            pack.record(ADAPTER, LESSON)
+            _keep(folder, pack)
         yield folder, done
+
+
+def _keep(adapter: Path, pack: Pack) -> None:
+    """Copy the adapter into the pack whole or not at all: a run killed in between must find nothing half done."""
+    half = pack.path(f".{ADAPTER}")
+    shutil.rmtree(half, ignore_errors=True)
+    shutil.copytree(adapter, half)
+    shutil.rmtree(pack.path(ADAPTER), ignore_errors=True)
+    half.rename(pack.path(ADAPTER))
+    pack.record(ADAPTER, LESSON)
 
 
 def _training(done: LoraRun) -> dict:

@@ -20,9 +20,10 @@ SNAPSHOT = f"{RUN_FOLDER}.resume.pt"  # beside the run folder and not in it: it 
 
 def train_into_pack(pack: Pack, run: MiniRun, device: str = "auto", **more: object) -> FinishedRun:
     """`train_mini_gpt2` into the pack's folder, then every file entered into its manifest."""
-    result = train_mini_gpt2(pack.folder, run, device, **more)
-    pack.record(RUN_FOLDER, LESSON)
-    pack.record(TRACE, LESSON)
+    with pack.replacing(RUN_FOLDER, TRACE):
+        result = train_mini_gpt2(pack.folder, run, device, **more)
+        pack.record(RUN_FOLDER, LESSON)
+        pack.record(TRACE, LESSON)
     return result
 
 

@@ -1,6 +1,5 @@
 """Lesson 13.6: the decision for or against LoRA, the adapter, and what it changed."""
 
-import re
 from pathlib import Path
 
 from labkit.adaptation.decision import NO_BASELINE, SIMPLE, AdaptationDecision, Failure, Tried
@@ -11,7 +10,8 @@ from labkit.levers.table import COLUMNS, read_table
 from labkit.levers.table import TABLE as LEVER_TABLE
 from labkit.verification import decision_checks as decision
 from labkit.verification import service_checks as service
-from labkit.verification.reading import PackReader, require_filled, require_keys
+from labkit.verification.reading import PackReader, per_pack, require_filled, require_keys
+from labkit.verification.timing_checks import made_again
 from labkit.verification.verdicts import Contradiction, NotYet
 
 DECISION, BEFORE_AFTER, ADAPTER = "lora_decision.md", "before_after.csv", "adapter/"
@@ -26,6 +26,7 @@ _COLUMNS = ("case_id", "risk", "before", "after", "change", "lever")
 _PASSED = {"pass": True, "fail": False}
 
 
+@per_pack
 def facts_of(pack: PackReader) -> AdaptationDecision:
     """The facts of lora_decision.md, every field filled."""
     keys = ("Decision", "Reason", "Next action", "Refusals", *(name.replace("_", " ").capitalize() for name in SIMPLE))
@@ -84,8 +85,7 @@ def check_baseline(pack: PackReader) -> str:
     failed = [group[0] for group in groups.values() if all(row["pass"] == "false" for row in group)]
     counted = {Failure(row["case_id"], row["risk"], " ".join(row["check"].replace("|", "/").split())) for row in failed}
     if odd := counted ^ set(facts.failures):
-        if pack.written(service.RESULTS) > pack.written(DECISION):
-            raise NotYet(f"{service.RESULTS} was made again after {DECISION}")
+        made_again(pack, service.RESULTS, DECISION)
         ids = ", ".join(sorted({failure.case_id for failure in odd}))
         without = f"{NO_BASELINE}: " if facts.decision == "prepare_lora" and not counted else ""
         sides = f"{DECISION} lists {len(facts.failures)} repeated failures, {service.RESULTS} has {len(counted)}"
@@ -93,6 +93,7 @@ def check_baseline(pack: PackReader) -> str:
     return f"the {len(counted)} repeated failures are those of {service.RESULTS}"
 
 
+@per_pack
 def change_rows(pack: PackReader) -> list[dict[str, str]]:
     """The rows of before_after.csv: each case once, verdicts pass or fail, and the change that they make."""
     rows = pack.rows(BEFORE_AFTER, _COLUMNS)
@@ -144,12 +145,17 @@ def check_changes(pack: PackReader) -> str:
 def check_lever_table(pack: PackReader) -> str:
     """lever_table.csv is what the runs below levers/ say, row for row."""
     said = [tuple(row.values()) for row in pack.rows(LEVER_TABLE, COLUMNS)]
+    runs = [name for name in pack.entries if name.startswith(f"{FOLDER}/")]
+    for path in (pack.folder / FOLDER).rglob("*.*"):  # read_table reads whatever is there
+        pack.file(path.relative_to(pack.folder).as_posix())
     try:
         table = read_table(pack.folder)
     except LabError as error:
         raise NotYet(f"{LEVER_TABLE}: {error.what}") from None
     counted = [tuple(str(row[name]) for name in COLUMNS) for row in table.as_rows()]
     if said != counted:
+        for run in runs:
+            made_again(pack, run, LEVER_TABLE)
         odd = next((row for row in [*said, *counted] if (row in said) != (row in counted)), said[0])
         raise Contradiction(f"{LEVER_TABLE} and the runs below {FOLDER}/ differ, first in {' '.join(odd[:3])}")
     broken = {lever: len(table.broken(lever)) for lever in table.levers if lever != PLAIN.name}
@@ -170,7 +176,7 @@ def check_adapter(pack: PackReader) -> str:
     ranks = {shape[0] for name, shape in shapes.items() if "lora_A" in name}
     if ranks != {config["r"]}:
         raise Contradiction(f"{CONFIG} says rank {config['r']}, the matrices have {sorted(ranks)}")
-    trained = {re.search(r"(\w+)\.lora_A", name)[1] for name in shapes if re.search(r"(\w+)\.lora_A", name)}
+    trained = {name.split(".lora_A")[0].rpartition(".")[2] for name in shapes if ".lora_A" in name}
     if isinstance(config["target_modules"], list) and trained != set(config["target_modules"]):
         raise Contradiction(
             f"{CONFIG} targets {sorted(config['target_modules'])}, the matrices are of {sorted(trained)}"

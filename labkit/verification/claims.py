@@ -11,7 +11,7 @@ from labkit.routes import ACCEPTANCE_STEPS
 from labkit.verification import release_checks as release
 from labkit.verification import service_checks as service
 from labkit.verification import training_checks as training
-from labkit.verification.reading import PackReader
+from labkit.verification.reading import PackReader, is_filled
 from labkit.verification.verdicts import NotYet
 
 EVERYTHING = "*"  # stands for every artifact that the route requires
@@ -69,10 +69,18 @@ def five_risks(pack: PackReader) -> str:
 def reviewed(pack: PackReader) -> str:
     """How many cases a person has judged, in the columns that are the learner's own."""
     rows = service.case_rows(pack)
-    filled = sum(row["pass"].strip().lower() in ("true", "false") and bool(row["notes"].strip()) for row in rows)
+    filled = sum(row["pass"].strip().lower() in ("true", "false") and _own_note(row) for row in rows)
     if filled < len(rows):
         raise NotYet(f"{filled} of {len(rows)} cases have the learner's own pass and notes")
+    if len({row["notes"].strip() for row in rows}) == 1:
+        raise NotYet(f"every case has the same note: {rows[0]['notes'].strip()[:40]!r}")
     return f"{filled} of {len(rows)} cases judged by the learner"
+
+
+def _own_note(row: dict[str, str]) -> bool:
+    """Whether the note says something that is not copied from the case."""
+    note = row["notes"].strip()
+    return is_filled(note) and note not in (row["expected_behavior"].strip(), row["prompt"].strip())
 
 
 def fast(pack: PackReader) -> str:

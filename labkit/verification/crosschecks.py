@@ -8,9 +8,11 @@ from labkit.evidence import MANIFEST
 from labkit.routes import ROUTE_NAMES
 from labkit.verification import adaptation_checks as adaptation
 from labkit.verification import decision_checks as decision
+from labkit.verification import overclaims
 from labkit.verification import plan_checks as plan
 from labkit.verification import release_checks as release
 from labkit.verification import service_checks as service
+from labkit.verification import timing_checks as timing
 from labkit.verification import training_checks as training
 from labkit.verification.reading import PackReader
 from labkit.verification.verdicts import Contradiction, NotYet
@@ -19,7 +21,7 @@ from labkit.verification.verdicts import Contradiction, NotYet
 @dataclass(frozen=True)
 class CrossCheck:
     """One fact held equal across files. `artifacts` are the rules that a contradiction also condemns; an `optional`
-    check is made only of a pack that has one of them."""
+    check is made only of a pack that has one of them, and one with `routes` only on those."""
 
     name: str
     lesson: str
@@ -27,6 +29,7 @@ class CrossCheck:
     check: Callable[[PackReader], str]
     next_action: str
     optional: bool = False
+    routes: tuple[str, ...] = ROUTE_NAMES
 
 
 def agree(said: dict[str, str], what: str) -> str:
@@ -85,6 +88,8 @@ def check_losses(pack: PackReader) -> str:
     shown = training.trace_losses(pack)
     if not shown:
         raise NotYet(f"{training.TRACE} has no loss lines")
+    if unseen := sorted(set(rows) - set(shown)):
+        raise Contradiction(f"training_log.csv has step {unseen[0]}, {training.TRACE} has not")
     for step, losses in shown.items():
         if step not in rows:
             raise Contradiction(f"{training.TRACE} has step {step}, training_log.csv has not")
@@ -152,6 +157,8 @@ def check_versions(pack: PackReader) -> str:
     for place, versions in reports.items():
         for name, version in versions.items():
             if (held := frozen.get(plan.normalised(name), "nothing")) != version:
+                if place != plan.ENVIRONMENT:
+                    timing.made_again(pack, plan.FREEZE, training.RUN_ENVIRONMENT)
                 raise Contradiction(f"{plan.FREEZE} says {name} {held}, {place} says {version}")
     if not reports[plan.ENVIRONMENT]:
         raise NotYet(f"{plan.ENVIRONMENT} names no package versions")
@@ -183,11 +190,10 @@ def check_gate_numbers(pack: PackReader) -> str:
         raise NotYet(f"{release.GATES} has no gate for {', '.join(missing)}")
     for risk, row in risk_rows.items():
         counts = by_risk[risk]
-        if (said := re.search(r"(\d+) of (\d+)", row["measured"])) is None:
+        if (said := re.search(r"(?<!\d)(\d{1,9}) of (\d{1,9})", row["measured"])) is None:
             raise NotYet(f"{release.GATES}: the gate {risk} measures {row['measured'][:40]!r}, not `n of m`")
         if (int(said[1]), int(said[2])) != (counts["passed"], counts["total"]):
-            if pack.written(service.SUMMARY) > pack.written(release.GATES):
-                raise NotYet(f"{service.SUMMARY} was made again after {release.GATES}")
+            timing.made_again(pack, service.SUMMARY, release.GATES)
             raise Contradiction(
                 f"{release.GATES} says {risk} {said[0]}, {service.SUMMARY} says {counts['passed']} of {counts['total']}"
             )
@@ -232,6 +238,56 @@ def check_hashes(pack: PackReader) -> str:
 _RUN = training.RUN
 _TRAIN_AGAIN = "run `labkit run --lesson 13.2` so that one run writes all of its files"
 _ALL_AGAIN = "run `labkit run` so that one route and one model write the whole pack"
+
+_SENTENCE = "take the sentence out, or run what proves it on the route that can"
+
+OVERCLAIMS = tuple(
+    CrossCheck(f"no overclaim: {name}", lesson, artifacts, check, action, optional=True, routes=routes)
+    for name, lesson, artifacts, check, action, routes in (
+        (overclaims.GPU_ON_CPU, "13.2", (_RUN,), overclaims.check_gpu_training, _SENTENCE, ROUTE_NAMES),
+        (
+            overclaims.SPEED_ELSEWHERE,
+            "13.4",
+            (release.README,),
+            overclaims.check_speed,
+            _SENTENCE,
+            ("local_cpu", "free_colab"),
+        ),
+        (overclaims.STABLE, "13.4", (release.README,), overclaims.check_stable, _SENTENCE, ("free_colab",)),
+        (
+            overclaims.PUBLIC,
+            "13.4",
+            (release.README, release.CONTRACT),
+            overclaims.check_public,
+            "take the sentence out, or add authorization, logging and monitoring to the contract",
+            ROUTE_NAMES,
+        ),
+        (
+            overclaims.BIG_QUALITY,
+            "13.3",
+            (decision.MODEL_DECISION,),
+            overclaims.check_quality,
+            "say the size of the model that was evaluated, and only what its own cases show",
+            ROUTE_NAMES,
+        ),
+        (
+            overclaims.NO_BASELINE,
+            "13.3",
+            (decision.RUNBOOK, adaptation.ADAPTER),
+            overclaims.check_fine_tuning,
+            "run `labkit eval` without the adapter, then `labkit adapt-decision`",
+            ROUTE_NAMES,
+        ),
+        (
+            overclaims.NO_SHUTDOWN,
+            "13.4",
+            (release.SHUTDOWN, release.GATES),
+            overclaims.check_rented,
+            "run `labkit stop` while the server is up, before the machine is given back",
+            ("rented_gpu",),
+        ),
+    )
+)
 
 CROSS_CHECKS = (
     CrossCheck("versions agree", "13.1", (plan.FREEZE,), check_versions, "run `labkit run --lesson 13.1`, then 13.2"),
@@ -280,5 +336,55 @@ CROSS_CHECKS = (
         "train the adapter on the revision that model_decision.md names",
         optional=True,
     ),
+    CrossCheck(
+        "parameter count agrees",
+        "13.2",
+        (_RUN, training.TRACE),
+        timing.check_sizes,
+        _TRAIN_AGAIN,
+        optional=True,
+    ),
+    CrossCheck(
+        "devices of this machine",
+        "13.1",
+        (plan.ENVIRONMENT,),
+        timing.check_machine,
+        "run `labkit run` on one machine, from 13.1 on",
+        optional=True,
+    ),
+    CrossCheck(
+        "benchmark agrees with its log",
+        "13.4",
+        (release.BENCHMARK,),
+        timing.check_benchmark_rows,
+        "run `labkit bench` again",
+        optional=True,
+    ),
+    CrossCheck(
+        "times in order",
+        "13.4",
+        (release.SHUTDOWN,),
+        timing.check_times,
+        "run `labkit run --lesson 13.4` on a machine whose clock is right",
+        optional=True,
+    ),
+    CrossCheck(
+        "shutdown after the last request",
+        "13.4",
+        (release.SHUTDOWN,),
+        timing.check_last_request,
+        "run `labkit stop` after the last request, or `labkit run --lesson 13.4`",
+        optional=True,
+    ),
+    CrossCheck(
+        "cost within the plan",
+        "13.4",
+        (release.SHUTDOWN,),
+        timing.check_price,
+        "run `labkit stop` with --hourly, the price in gpu_plan.md",
+        optional=True,
+        routes=("rented_gpu",),
+    ),
+    *OVERCLAIMS,
     CrossCheck("manifest hashes match", "", (), check_hashes, "restore the recorded files, or run their lesson again"),
 )

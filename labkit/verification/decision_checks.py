@@ -3,7 +3,7 @@
 import re
 
 from labkit.routes import ROUTE_NAMES
-from labkit.verification.reading import PackReader, is_filled, require_keys
+from labkit.verification.reading import PackReader, is_filled, require_keys, sections
 from labkit.verification.verdicts import NotYet
 
 MODEL_DECISION = "model_decision.md"
@@ -15,16 +15,13 @@ _DECISION_KEYS = ("Model", "Revision", "Size", "Licence", "Source", "Reason")
 _ROUTE_KEYS = ("model", "runtime", "reason", "proves", "fallback")
 _RUNBOOK_KEYS = ("route", "model", "required_evidence", "upgrade_signal", "fallback")
 _CHOICE_KEYS = ("choice", "reason")
-_REJECTED = re.compile(r"^## Rejected alternatives\s*\n(.*?)(?=^## |\Z)", re.M | re.S)
 _ALTERNATIVE = re.compile(r"^- ([^:\n]+): *(\S.*)$", re.M)
 
 
 def check_model_decision(pack: PackReader) -> str:
     """The model is named with its licence, and at least one other was rejected for a stated reason."""
-    text = pack.text(MODEL_DECISION)
     fields = pack.fields(MODEL_DECISION, _DECISION_KEYS)
-    section = _REJECTED.search(text)
-    rejected = _ALTERNATIVE.findall(section[1]) if section else []
+    rejected = _ALTERNATIVE.findall(sections(pack.text(MODEL_DECISION)).get("Rejected alternatives", ""))
     if not rejected:
         raise NotYet(f"{MODEL_DECISION} names no rejected alternative with its reason")
     if unfilled := [name for name, reason in rejected if not (is_filled(name) and is_filled(reason))]:

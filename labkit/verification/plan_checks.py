@@ -3,7 +3,7 @@
 import re
 
 from labkit.environment import DEVICES
-from labkit.verification.reading import PackReader, parse_fields, require_filled
+from labkit.verification.reading import PackReader, parse_fields, per_pack, require_filled
 from labkit.verification.verdicts import Contradiction, NotYet
 
 ENVIRONMENT = "environment_report.txt"
@@ -52,6 +52,7 @@ def check_freeze(pack: PackReader) -> str:
     return f"{len(versions)} exact versions"
 
 
+@per_pack
 def freeze_versions(pack: PackReader) -> dict[str, str]:
     """Name (lower case, hyphens) to version. Raises NotYet for a line that is not `name==version`."""
     lines = [line.strip() for line in pack.text(FREEZE).splitlines() if line.strip()]

@@ -5,8 +5,10 @@ below it can be written as if packs were well made.
 """
 
 import re
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, wraps
 from pathlib import Path
+from typing import Any, TypeVar
 
 from labkit.errors import LabError
 from labkit.evidence import MANIFEST, finite, read_csv, read_json, read_manifest, sha256_of
@@ -15,12 +17,35 @@ from labkit.verification.verdicts import Contradiction, NotYet
 
 PLACEHOLDER = "_____"
 UNFILLED = {"", "?", "-", "n/a", "tbd", "todo", "unknown"}  # "none" is an answer: no GPU, no fallback
-TEXT_LIMIT = 16 * 2**20  # bytes; the largest honest text in a pack is a few hundred kilobytes
+TEXT_LIMIT = 8 * 2**20  # bytes; the largest honest text in a pack is a few hundred kilobytes
+JSON_LIMIT = 4 * 2**20  # bytes; a benchmark of twenty thousand requests
+READ_LIMIT = 8 * 2**20  # bytes of text that are read of one pack in all, so that a verdict takes a second at most
+MOST_LINES = 20_000  # of one text or table; a thousand cases asked ten times are half of it
+HASH_LIMIT = 2 * 2**30  # bytes of one file that are hashed; a checkpoint is below it
+MOST_ENTRIES = 5_000  # lines of a manifest that are looked at; a pack has some 70
 HAND_EDITED = frozenset({"eval_cases.csv"})  # the learner's own columns live here, so its hash may change
 DEFAULT_ROUTE = "local_cpu"
 
 _TEXT_FIELD = re.compile(r"^([A-Za-z][\w .-]{0,60}?): ?(.*)$")
 _MARKDOWN_FIELD = re.compile(r"^- ([A-Za-z][\w .-]{0,60}?): ?(.*)$")
+_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # what str.splitlines ends a line at
+_ASKS = "your|insert|add|enter|fill|name of|todo|tbd|replace|describe|explain|write|put"
+_TEMPLATE = re.compile(
+    rf"(?:[\[<{{(]\s?(?:{_ASKS})\b[^\]>}})]{{0,200}}[\]>}})]|(?:{_ASKS})\b.{{0,100}}\bhere"
+    r"|fill (?:this )?in\b.{0,100}|lorem ipsum\b.*|\.{3,}|…|x{3,})\W{0,3}",
+    re.I | re.S,
+)
+_Read = TypeVar("_Read")
+
+
+def per_pack(read: Callable[["PackReader"], _Read]) -> Callable[["PackReader"], _Read]:
+    """A reader that looks once at each pack, however many checks ask it: they get the same value, or the same error."""
+
+    @wraps(read)
+    def once(pack: "PackReader") -> _Read:
+        return pack.once(read)
+
+    return once
 
 
 class PackReader:
@@ -28,14 +53,32 @@ class PackReader:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
+        self._root = self.folder.resolve()
+        self._held: dict[object, tuple[Any, Exception | None]] = {}
+        self._unread = READ_LIMIT
 
     @cached_property
     def manifest(self) -> dict | None:
-        """The manifest, or None when there is none that can be read (`manifest_problem` says why)."""
+        """The manifest, or None when there is none that can be read."""
         try:
-            return read_manifest(self.folder)
-        except LabError:
+            path = self.path(MANIFEST)
+            manifest = read_manifest(self.folder) if path.stat().st_size <= TEXT_LIMIT else None
+        except (LabError, Contradiction, OSError):
             return None
+        return manifest if manifest is None or len(manifest["files"]) <= MOST_ENTRIES else None
+
+    def once(self, read: Callable[["PackReader"], _Read], key: object = None) -> _Read:
+        """What `read` says of this pack, read the first time and remembered, its error too."""
+        key = key or read
+        if key not in self._held:
+            try:
+                self._held[key] = (read(self), None)
+            except Exception as error:
+                self._held[key] = (None, error)
+        value, error = self._held[key]
+        if error is not None:
+            raise error
+        return value
 
     @property
     def route(self) -> str:
@@ -54,15 +97,21 @@ class PackReader:
     def path(self, name: str) -> Path:
         """Where `name` is. Raises Contradiction for a name that leads out of the pack."""
         path = self.folder / name
-        if not path.resolve().is_relative_to(self.folder.resolve()):
+        if not path.resolve().is_relative_to(self._root):
             raise Contradiction(f"{name} leads out of the pack")
         return path
 
     def exists(self, name: str) -> bool:
-        return (self.folder / name).exists()
+        try:
+            return (self.folder / name).exists()
+        except OSError:
+            return False
 
     def file(self, name: str, limit: int = TEXT_LIMIT) -> Path:
-        """The path of a regular file of at most `limit` bytes that is not empty."""
+        """The path of a regular file of at most `limit` bytes that is not empty and that the manifest lists.
+
+        A file that is not listed was not finished, or nobody has run what makes it: nothing is read from it.
+        """
         path = self.path(name)
         if not path.is_file():
             raise NotYet(f"{name} is missing")
@@ -71,20 +120,43 @@ class PackReader:
             raise NotYet(f"{name} is empty")
         if size > limit:
             raise NotYet(f"{name} has {size} bytes, more than the {limit} that are read")
+        if self.manifest and name not in self.entries:
+            raise NotYet(unlisted(name))
         return path
 
     def text(self, name: str) -> str:
+        return self.once(lambda _: self._text(name), ("text", name))
+
+    def _text(self, name: str) -> str:
         try:
-            return self.file(name).read_text(encoding="utf-8-sig")
+            text = self._some(name).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             raise NotYet(f"{name} is not UTF-8 text") from None
+        if sum(map(text.count, _BREAKS)) > MOST_LINES:
+            raise NotYet(f"{name} has more than {MOST_LINES} lines")
+        return text
+
+    def _table(self, name: str) -> list[dict[str, str]]:
+        path = self._some(name)
+        data = path.read_bytes()
+        if data.count(b"\n") + data.count(b"\r") > 2 * MOST_LINES:
+            raise NotYet(f"{name} has more than {MOST_LINES} rows")
+        return read_csv(path)
+
+    def _some(self, name: str, limit: int = TEXT_LIMIT) -> Path:
+        """A file that is about to be read whole, within what may be read of one pack in all."""
+        path = self.file(name, limit)
+        self._unread -= path.stat().st_size
+        if self._unread < 0:
+            raise NotYet(f"{name} is not read: the texts of this pack have more than {READ_LIMIT} bytes")
+        return path
 
     def json(self, name: str) -> dict:
-        return read_json(self.file(name))
+        return self.once(lambda _: read_json(self._some(name, JSON_LIMIT)), ("json", name))
 
     def rows(self, name: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
         """The rows of a CSV file that has at least `columns`; extra columns are the learner's business."""
-        rows = read_csv(self.file(name))
+        rows = self.once(lambda _: self._table(name), ("rows", name))
         if not rows:
             raise NotYet(f"{name} has a header and no rows")
         absent = [column for column in columns if column not in rows[0]]
@@ -104,14 +176,23 @@ class PackReader:
             raise NotYet(f"{MANIFEST} is missing or unreadable, so nothing vouches for {name}")
         path = self.path(name)
         if name not in self.entries:
-            raise NotYet(f"{name} is there but {MANIFEST} does not list it" if path.exists() else f"{name} is missing")
+            raise NotYet(unlisted(name) if path.exists() else f"{name} is missing")
         if not path.is_file():
             raise NotYet(f"{name} was recorded and is gone")
-        if sha256_of(path) == self.entries[name]["sha256"]:
+        if self.once(lambda _: self._same(path, self.entries[name]), ("same", name)):
             return ""
         if name in HAND_EDITED:
             return "edited after it was recorded, as this file may be"
         raise Contradiction(f"{name} was changed after it was recorded")
+
+    def _same(self, path: Path, entry: dict) -> bool:
+        if (size := path.stat().st_size) > HASH_LIMIT:
+            raise NotYet(f"{path.name} has {size} bytes, more than the {HASH_LIMIT} that are hashed")
+        return size == entry["bytes"] and sha256_of(path) == entry["sha256"]
+
+
+def unlisted(name: str) -> str:
+    return f"{name} is there but {MANIFEST} does not list it"
 
 
 def parse_fields(text: str, name: str, required: tuple[str, ...] = ()) -> dict[str, str]:
@@ -120,24 +201,36 @@ def parse_fields(text: str, name: str, required: tuple[str, ...] = ()) -> dict[s
     Raises Contradiction when a required key stands twice with different values.
     """
     field = _MARKDOWN_FIELD if name.endswith(".md") else _TEXT_FIELD
-    found: dict[str, str] = {}
-    current = None
+    found: dict[str, list[str]] = {}
+    current: list[str] | None = None
     for line in text.splitlines():
-        match = field.match(line)
-        if match and (key := match[1]) in found and found[key] != match[2].strip() and key in required:
-            raise Contradiction(f"{name} says {key} twice: {found[key]} and {match[2].strip()}")
-        if match:
-            current = match[1]
-            found.setdefault(current, match[2].strip())
+        if match := field.match(line):
+            key, value = match[1], match[2].strip()
+            if key in required and key in found and found[key][0] != value:
+                raise Contradiction(f"{name} says {key} twice: {found[key][0]} and {value}")
+            current = found.setdefault(key, [value])
         elif line.startswith("#"):
             current = None
-        elif current and line.strip():
-            found[current] = f"{found[current]}\n{line.strip()}".strip()
-    return found
+        elif current is not None and line.strip():
+            current.append(line.strip())
+    return {key: "\n".join(lines).strip() for key, lines in found.items()}
+
+
+def sections(text: str) -> dict[str, str]:
+    """Title and body of each `## Title` section of a Markdown text; of a title that stands twice, the first."""
+    found: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("## "):
+            current = []
+            found.setdefault(line[3:].strip(), current)
+        else:
+            current.append(line)
+    return {title: "\n".join(lines) for title, lines in found.items()}
 
 
 def is_filled(value: object) -> bool:
-    """Whether a value says something: not null, not blank, no placeholder, no empty container, at any depth."""
+    """Whether a value says something: not null, not blank, no placeholder or template, no empty container."""
     return not unfilled(value, "")
 
 
@@ -148,7 +241,8 @@ def unfilled(value: object, name: str) -> list[str]:
     if isinstance(value, list) and value:
         return [gap for index, item in enumerate(value) for gap in unfilled(item, f"{name}[{index}]")]
     if isinstance(value, str):
-        blank = PLACEHOLDER in value or value.strip().strip("`*").lower() in UNFILLED
+        said = value.strip().strip("`*")
+        blank = PLACEHOLDER in value or said.lower() in UNFILLED or bool(_TEMPLATE.fullmatch(said[:400]))
     else:
         blank = value is None or value in ({}, [])
     return [name] if blank else []

@@ -5,7 +5,7 @@ import re
 from labkit import conformance
 from labkit.benchmark import LOCAL_CLAIM
 from labkit.benchmark.measure import PERCENTILES, percentile
-from labkit.verification.reading import PackReader, number, require_filled, require_keys
+from labkit.verification.reading import PackReader, number, per_pack, require_filled, require_keys, sections
 from labkit.verification.service_checks import moment
 from labkit.verification.verdicts import Contradiction, NotYet
 
@@ -16,6 +16,7 @@ SHUTDOWN = "shutdown_proof.json"
 GUARD = "guard_proof.json"  # of a whole run on a rented machine; the server of 13.4 has its own proof
 GUARD_SECONDS = 5  # after its limit a guarded command is gone
 BENCHMARK = "benchmark.json"
+BENCHMARK_ROWS = "benchmark_rows.csv"
 CONFORMANCE = "conformance.json"
 README = "README.md"
 GATE_STATUSES = ("pass", "fail", "not claimed")
@@ -56,6 +57,7 @@ def check_gates(pack: PackReader) -> str:
     return f"{len(rows)} gates: " + ", ".join(f"{count} {status}" for status, count in by_status.items())
 
 
+@per_pack
 def gate_rows(pack: PackReader) -> list[dict[str, str]]:
     """The rows of the gates' table, every cell filled and every status one of the three."""
     lines = [line.strip() for line in pack.text(GATES).splitlines() if line.strip().startswith("|")]
@@ -154,15 +156,17 @@ def _within_limit(proof: dict, seconds: float, cost: float, name: str) -> str:
 
 def check_readme(pack: PackReader) -> str:
     """The sections are there and filled, and those that say what to do hold a command."""
-    text = pack.text(README)
-    parts = re.split(r"^## +(.+?)\s*$", text, flags=re.M)
-    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
-    require_filled({name: sections.get(name, "") for name in _SECTIONS}, README)
-    if silent := [
-        name for name in _COMMAND_SECTIONS if not re.search(r"^```\w*\n\s*\S.*?^```", sections[name], re.M | re.S)
-    ]:
+    said = sections(pack.text(README))
+    require_filled({name: said.get(name, "") for name in _SECTIONS}, README)
+    if silent := [name for name in _COMMAND_SECTIONS if not _has_command(said[name])]:
         raise NotYet(f"{README} has no command under {', '.join(silent)}")
     return f"{len(_SECTIONS)} sections, with commands to set up, start, test, stop and roll back"
+
+
+def _has_command(body: str) -> bool:
+    """Whether a fenced block with something in it is closed again."""
+    blocks = re.split(r"^```.*$", body, flags=re.M)
+    return any(block.strip() for block in blocks[1:-1:2])
 
 
 def check_conformance(pack: PackReader) -> str:

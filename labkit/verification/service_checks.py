@@ -4,7 +4,7 @@ from collections import defaultdict
 from datetime import datetime
 
 from labkit.evaluation.compare import wilson_interval
-from labkit.verification.reading import PackReader, number, require_filled, require_keys
+from labkit.verification.reading import PackReader, number, per_pack, require_filled, require_keys
 from labkit.verification.verdicts import Contradiction, NotYet
 
 FIRST_RUN = "first_run.md"
@@ -102,6 +102,7 @@ def check_cases(pack: PackReader) -> str:
     return f"{len(rows)} cases over {len(RISKS)} risks"
 
 
+@per_pack
 def case_rows(pack: PackReader) -> list[dict[str, str]]:
     rows = pack.rows(CASES, _CASE_COLUMNS)
     _require_coverage(rows, CASES)
@@ -134,6 +135,7 @@ def _ids(rows: list[dict[str, str]], verdict: str = "") -> list[str]:
     return list(dict.fromkeys(row["case_id"] for row in rows if verdict in ("", row["pass"])))
 
 
+@per_pack
 def result_rows(pack: PackReader) -> list[dict[str, str]]:
     """The rows of eval_results.csv, every automatic verdict true or false and every reason given.
 
@@ -148,6 +150,8 @@ def result_rows(pack: PackReader) -> list[dict[str, str]]:
         require_filled({key: row[key] for key in ("notes", "check", "model", "revision")}, where)
         for key in ("latency_ms", "prompt_tokens", "completion_tokens"):
             number(row[key], f"{key} in {where}")
+    if len(rows) >= MINIMUM_CASES and len({row["notes"].strip() for row in rows}) == 1:
+        raise NotYet(f"{RESULTS} has the same note in every row: {rows[0]['notes'][:40]!r}")
     models = {(row["model"], row["revision"]) for row in rows}
     if len(models) > 1:
         raise Contradiction(f"{RESULTS} mixes {len(models)} models or revisions")
@@ -177,6 +181,7 @@ def check_summary(pack: PackReader) -> str:
         raise Contradiction(f"{SUMMARY} says {said[0]} cases, {said[1]} times each; {RESULTS} has {found}")
     if not isinstance(summary.get("by_risk"), dict):
         raise NotYet(f"{SUMMARY} has no counts by risk")
+    _check_tokens(summary, rows)
     counted = count_by_risk(rows)
     for risk in sorted(set(counted) | set(summary["by_risk"])):
         said = summary["by_risk"].get(risk)
@@ -185,6 +190,16 @@ def check_summary(pack: PackReader) -> str:
         _check_rate(said, counted.get(risk), risk)
     _check_failures(summary, rows)
     return "; ".join(f"{risk} {counted[risk]['passed']}/{counted[risk]['total']}" for risk in RISKS)
+
+
+def _check_tokens(summary: dict, rows: list[dict[str, str]]) -> None:
+    """The tokens of the speed that the summary states, where it states one, are those of its rows."""
+    speed = summary.get("speed")
+    stated = speed.get("all") if isinstance(speed, dict) else None
+    if isinstance(stated, dict):
+        said = number(stated.get("completion_tokens"), f"speed in {SUMMARY}")
+        if said != (found := sum(float(row["completion_tokens"]) for row in rows)):
+            raise Contradiction(f"{SUMMARY} says {said:g} tokens, {RESULTS} has {found:g}")
 
 
 def _check_failures(summary: dict, rows: list[dict[str, str]]) -> None:

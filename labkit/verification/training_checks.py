@@ -2,8 +2,10 @@
 
 import re
 from itertools import pairwise
+from pathlib import Path
+from zipfile import ZipFile
 
-from labkit.verification.reading import PackReader, number, require_keys
+from labkit.verification.reading import PackReader, number, per_pack, require_keys
 from labkit.verification.verdicts import Contradiction, NotYet
 
 RUN = "openllm_gpu_training_run/"
@@ -16,6 +18,7 @@ RUN_FILES = (RUN_ENVIRONMENT, RUN_LOG, RUN_CHECKPOINT, RUN_SAMPLE, RUN_README)
 TRACE = "gpu_train_log.txt"
 SMOKE_TEST, CUDA_ACCEPTANCE = "smoke test", "CUDA acceptance"
 CHECKPOINT_LIMIT = 2 * 2**30  # bytes; the mini GPT-2 is a few megabytes
+MOST_TENSORS = 10_000  # of a checkpoint; GPT-2 XL has 581
 
 _LOG_COLUMNS = (
     "step",
@@ -29,7 +32,9 @@ _LOG_COLUMNS = (
 )
 _ENVIRONMENT_KEYS = ("device", "parameter_count", "steps", "seed", "tokenizer", "verdict")
 _CHECKPOINT_KEYS = {"config", "model", "tokenizer", "step", "seed"}
-_TRACE_LOSS = re.compile(r"^step\s+(\d+)\s*\|\s*train loss\s+(\S+)\s*\|\s*held-out loss\s+(\S+?)\s*(?:\||$)", re.M)
+_TRACE_LOSS = re.compile(
+    r"^step +(\d{1,12}) *\| *train loss +(\S{1,40}) *\| *held-out loss +(\S{1,40}?) *(?:\||$)", re.M
+)
 _TRACE_DEVICE = re.compile(r"^device: (\w+)")
 _TRACE_ROW_DEVICE = re.compile(r"^step .*\| *(cpu|cuda|mps)[ \t]*$", re.M)
 _TRACE_CHECKPOINT = re.compile(r"^checkpoint: (\S+)", re.M)
@@ -54,6 +59,7 @@ def check_training_run(pack: PackReader) -> str:
     return f"{report['steps']} steps on {rows[0]['device']}, held-out loss {first} to {last}, {count:,} parameters"
 
 
+@per_pack
 def run_report(pack: PackReader) -> dict:
     report = require_keys(pack.json(RUN_ENVIRONMENT), _ENVIRONMENT_KEYS, RUN_ENVIRONMENT)
     if report["verdict"] not in (SMOKE_TEST, CUDA_ACCEPTANCE):
@@ -63,6 +69,7 @@ def run_report(pack: PackReader) -> dict:
     return report
 
 
+@per_pack
 def log_rows(pack: PackReader) -> list[dict[str, str]]:
     """The rows of training_log.csv: at least three, steps rising, losses finite, last held-out loss below first.
 
@@ -93,7 +100,7 @@ def log_devices(pack: PackReader) -> str:
 def readme_verdict(pack: PackReader) -> str:
     """What the run's README calls the run: its line `Verdict: ...`, else the one name that it uses."""
     text = pack.text(RUN_README)
-    line = re.search(r"^\W*verdict\W+(.+)$", text, re.I | re.M)
+    line = re.search(r"^[^\w\n]{0,40}verdict[^\w\n]{1,40}(.+)$", text, re.I | re.M)
     said = line[1] if line else text
     places = {name: said.lower().find(name.lower()) for name in (SMOKE_TEST, CUDA_ACCEPTANCE)}
     named = {name: at for name, at in places.items() if at >= 0}
@@ -107,6 +114,7 @@ def check_checkpoint(pack: PackReader, report: dict) -> int:
     import torch
 
     path = pack.file(RUN_CHECKPOINT, limit=CHECKPOINT_LIMIT)
+    _require_plain(path)
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -116,13 +124,26 @@ def check_checkpoint(pack: PackReader, report: dict) -> int:
     state = held["model"]
     if not isinstance(state, dict) or not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise NotYet(f"{RUN_CHECKPOINT} holds no state dict of tensors")
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
+    if any(tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() for tensor in state.values()):
+        raise NotYet(f"{RUN_CHECKPOINT} has a tensor that is larger than what is stored of it")
+    if len(state) > MOST_TENSORS or not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
         raise NotYet(f"{RUN_CHECKPOINT} has weights that are not finite")
     count = parameter_count(state)
     for said, key in ((count, "parameter_count"), (held["step"], "steps"), (held["seed"], "seed")):
         if said != report[key]:
             raise Contradiction(f"{RUN_CHECKPOINT} has {key} {said}, {RUN_ENVIRONMENT} says {report[key]}")
     return count
+
+
+def _require_plain(path: Path) -> None:
+    """torch saves a zip of stored parts; a compressed one unpacks to a size that its own does not tell."""
+    try:
+        with ZipFile(path) as held:
+            packed = [info.filename for info in held.infolist() if info.compress_size != info.file_size]
+    except Exception as error:
+        raise NotYet(f"{RUN_CHECKPOINT} is no checkpoint of torch ({type(error).__name__})") from None
+    if packed:
+        raise NotYet(f"{RUN_CHECKPOINT} has compressed parts, which torch never writes")
 
 
 def parameter_count(state: dict) -> int:
@@ -160,6 +181,7 @@ def trace_device(pack: PackReader) -> str:
     return " and ".join(sorted({match[1], *_TRACE_ROW_DEVICE.findall(text)}))
 
 
+@per_pack
 def trace_losses(pack: PackReader) -> dict[int, tuple[float, float]]:
     """Step to (train loss, held-out loss) as the trace printed them."""
     return {

@@ -82,7 +82,7 @@ class Verification:
         return EXIT_NOT_YET if missing else EXIT_SUPPORTED
 
     def as_dict(self) -> dict:
-        """The document of `labkit verify --json`; `schema` changes when a key changes its meaning."""
+        """The document of `labkit verify --json`, described in verify.schema.json beside this file."""
         return {"schema": SCHEMA, "exit_code": self.exit_code, **asdict(self)}
 
 

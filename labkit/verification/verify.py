@@ -35,7 +35,8 @@ class _Judgement:
         self._pack = pack
         self._required = load_route(pack.route).required_artifacts
         self._rules = {rule.name: rule for rule in RULES if rule.name in self._required or pack.exists(rule.name)}
-        made = (c for c in CROSS_CHECKS if not c.optional or any(pack.exists(name) for name in c.artifacts))
+        routed = (c for c in CROSS_CHECKS if pack.route in c.routes)
+        made = (c for c in routed if not c.optional or any(pack.exists(name) for name in c.artifacts))
         self._crosses = {cross.name: cross for cross in made}
         self._outcome = cache(self._judged)
 

@@ -5,7 +5,7 @@ nothing for it.
 """
 
 from labkit.workbook.lessons import LESSONS, PLAN, Box, BoxState, Lesson, box_states, lesson, run_order
-from labkit.workbook.packs import check, checklist_markdown, open_pack, plan_rows
+from labkit.workbook.packs import check, check_folder, checklist_markdown, open_pack, plan_rows
 from labkit.workbook.progress import Listener, Progress, RunDisplay
 from labkit.workbook.route_plan import write_route_plan
 from labkit.workbook.runner import RunResult, parameters_for, run_workbook
@@ -22,6 +22,7 @@ __all__ = [
     "RunResult",
     "box_states",
     "check",
+    "check_folder",
     "checklist_markdown",
     "lesson",
     "open_pack",

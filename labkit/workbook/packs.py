@@ -26,16 +26,24 @@ def check(number: str, pack: Pack) -> None:
     The verdicts are read back from the files; nothing that a notebook believes about itself counts. 13.0 leaves no
     file of its own: it reads the whole pack.
     """
+    check_folder(number, pack.folder)
+
+
+def check_folder(number: str, folder: Path) -> int:
+    """`check` of the pack in `folder`, which is `labkit check`; returns the exit code of `labkit verify`."""
     lesson(number)
-    findings = verify(pack.folder, lesson=None if number == "13.0" else number).artifacts
-    print("\n".join(_summary(number, pack.route, findings)))
+    found = verify(folder, lesson=None if number == "13.0" else number)
+    print("\n".join(_summary(number, found.route, found.artifacts, found.cross_checks)))
+    return found.exit_code
 
 
-def _summary(number: str, route: str, findings: Sequence[Finding]) -> list[str]:
-    done = [finding.name for finding in findings if finding.verdict is Verdict.SUPPORTED]
-    conflicts = [finding for finding in findings if finding.verdict is Verdict.CONTRADICTED]
-    missing = [finding for finding in findings if finding.verdict is Verdict.NOT_YET]
-    lines = [f"Lesson {number} on the route {route}: {len(done)} of {len(findings)} artifacts supported"]
+def _summary(number: str, route: str, artifacts: Sequence[Finding], cross_checks: Sequence[Finding] = ()) -> list[str]:
+    """Cross-checks that are not made yet are told once every artifact is there: until then they say the same again."""
+    done = [finding.name for finding in artifacts if finding.verdict is Verdict.SUPPORTED]
+    conflicts = [found for found in (*artifacts, *cross_checks) if found.verdict is Verdict.CONTRADICTED]
+    missing = [finding for finding in artifacts if finding.verdict is Verdict.NOT_YET]
+    missing = missing or [finding for finding in cross_checks if finding.verdict is Verdict.NOT_YET]
+    lines = [f"Lesson {number} on the route {route}: {len(done)} of {len(artifacts)} artifacts supported"]
     lines.append(f"done:     {', '.join(done) or 'nothing yet'}")
     lines += [f"conflict: {_in_one_line(finding)}" for finding in conflicts]
     lines += [f"missing:  {_in_one_line(finding)}" for finding in missing]

@@ -5,12 +5,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import psutil
 
 from labkit.errors import LabError
-from labkit.evidence import Pack, write_atomically
+from labkit.evidence import Pack, git_commit, json_text, read_json, sha256_of, write_atomically
 from labkit.layout import NOTEBOOKS, STATE
 from labkit.routes import Route, load_route
 from labkit.workbook.copies import portable, shareable_copy
@@ -19,14 +20,16 @@ from labkit.workbook.packs import open_pack
 from labkit.workbook.progress import Listener, Progress
 
 COPIES = "notebooks"  # the folder in the pack that keeps the executed copies
+UNFINISHED = ".run.json"  # in the pack while a run of all lessons is under way; hidden, so it is no evidence
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where the pack is and which lessons ran."""
+    """Where the pack is, which lessons ran, and which were kept from a run that had been cut off."""
 
     folder: Path
     lessons: tuple[str, ...]
+    kept: tuple[str, ...] = ()
 
 
 def run_workbook(
@@ -37,13 +40,38 @@ def run_workbook(
     `lesson` runs a single one; `evidence_dir` is relative to the current folder. Each notebook gets the route
     file's value for just those parameters that it declares. Raises LabError when a cell fails or a kernel dies: the
     copy of that notebook, as far as it came, and every artifact so far stay in the pack.
+
+    A run of all lessons that was cut off, by a kill or a failing cell, goes on at the lesson it had not finished,
+    unless the workbook has changed since.
     """
     chosen = load_route(route)
-    lessons = run_order(lesson)
     pack = open_pack(route, evidence_dir)
+    done = _finished(pack) if lesson is None else {}
+    kept = tuple(done)
+    lessons = [entry for entry in run_order(lesson) if entry.number not in kept]
     for entry in lessons:
         _run_lesson(entry, chosen, pack, on_event or (lambda event: None))
-    return RunResult(pack.folder, tuple(entry.number for entry in lessons))
+        done[entry.number] = sha256_of(NOTEBOOKS / entry.file)
+        if lesson is None:
+            write_atomically(pack.path(UNFINISHED), json_text({"commit": git_commit(), "lessons": done}).encode())
+    if lesson is None:
+        pack.path(UNFINISHED).unlink(missing_ok=True)
+    return RunResult(pack.folder, tuple(entry.number for entry in lessons), kept)
+
+
+def _finished(pack: Pack) -> dict[str, str]:
+    """The lessons that a run had finished before it was cut off, with the sha256 of their notebooks as they still are.
+
+    Empty after a run that came to its end, and once the workbook or the first of these notebooks has changed.
+    """
+    try:
+        held = read_json(pack.path(UNFINISHED))
+        lessons = held["lessons"].items() if held["commit"] == git_commit() else ()
+    except (LabError, KeyError, AttributeError):
+        return {}
+    now = {entry.number: NOTEBOOKS / entry.file for entry in run_order()}
+    same = takewhile(lambda told: told[0] in now and sha256_of(now[told[0]]) == told[1], lessons)
+    return dict(same)
 
 
 def parameters_for(path: Path, route: Route) -> dict[str, object]:
@@ -105,6 +133,12 @@ def _execute(entry: Lesson, source: Path, draft: Path, parameters: dict, pack: P
             f"read the traceback in {COPIES}/{entry.file} of the pack, then run "
             f"`labkit run --route {pack.route} --lesson {entry.number}`; the artifacts so far are kept",
             where=f"{entry.file}, code cell {watcher.code_cell(error.source)}",
+        ) from None
+    except OSError as error:
+        raise LabError(
+            f"the executed copy could not be written: {error.strerror or error}",
+            f"free some space, then run `labkit run --route {pack.route}`; the artifacts so far are kept",
+            where=entry.file,
         ) from None
     except DeadKernelError:
         raise LabError(
@@ -174,5 +208,4 @@ class _Watcher:
 
 def _keep_copy(draft: Path, entry: Lesson, pack: Pack) -> None:
     name = f"{COPIES}/{entry.file}"
-    write_atomically(pack.path(name), shareable_copy(draft, pack.folder).encode("utf-8"))
-    pack.record(name, entry.number)
+    pack.write_text(name, shareable_copy(draft, pack.folder), entry.number)

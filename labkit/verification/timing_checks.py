@@ -1,0 +1,204 @@
+"""When things happened, what they cost, and which machine they happened on: times in order across the files of a pack.
+
+A file that was made again later makes an older one stale, which is "not yet". A time that cannot be is a contradiction.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import datetime
+
+from labkit.verification import plan_checks as plan
+from labkit.verification import release_checks as release
+from labkit.verification import service_checks as service
+from labkit.verification import training_checks as training
+from labkit.verification.reading import PackReader, number
+from labkit.verification.verdicts import Contradiction, NotYet
+
+GPU_PLAN = "gpu_plan.md"
+SECONDS = 2.0  # by which two times may differ: both were rounded to the second
+ASKED = (service.SMOKE, release.BENCHMARK, release.CONFORMANCE)  # each asked a server and says when
+_BACKENDS = {"cuda": "CUDA", "mps": "MPS"}
+
+
+def check_times(pack: PackReader) -> str:
+    """No file tells of something that happened after the file was recorded."""
+    seen = 0
+    for name, what, found in _moments(pack):
+        if name not in pack.entries:
+            continue
+        recorded = service.moment(pack.written(name), f"the time of {name} in the manifest")
+        if (found - recorded).total_seconds() > SECONDS:
+            raise Contradiction(
+                f"{name} tells of {what} at {found.isoformat()} and was recorded before it, at {recorded.isoformat()}"
+            )
+        seen += 1
+    if not seen:
+        raise NotYet("no file tells a time yet")
+    return f"{seen} times, none of them after its file was recorded"
+
+
+def _moments(pack: PackReader) -> Iterator[tuple[str, str, datetime]]:
+    """(file, what happened, when) of every time that the pack's files tell."""
+    for name in ASKED:
+        if pack.exists(name):
+            yield name, "requests", service.moment(pack.json(name).get("time", ""), f"time in {name}")
+    if pack.exists(release.DRILL):
+        for drill in pack.json(release.DRILL)["drills"]:
+            what = f"the drill {str(drill.get('name'))[:40]}"
+            yield release.DRILL, what, service.moment(drill.get("time", ""), f"time of {what}")
+    if pack.exists(release.SHUTDOWN):
+        for what, found in zip(("a start", "a stop"), _uptime(pack), strict=True):
+            yield release.SHUTDOWN, what, found
+
+
+def _uptime(pack: PackReader) -> tuple[datetime, datetime]:
+    proof = pack.json(release.SHUTDOWN)
+    started, stopped = (
+        service.moment(proof.get(key, ""), f"{key} in {release.SHUTDOWN}") for key in ("started", "stopped")
+    )
+    return started, stopped
+
+
+def check_last_request(pack: PackReader) -> str:
+    """The proof is of the server that was asked, and nothing was asked of it after its end."""
+    proof, (started, stopped) = pack.json(release.SHUTDOWN), _uptime(pack)
+    requests = 0
+    for name in ASKED:
+        if not pack.exists(name):
+            continue
+        asked = pack.json(name)
+        if not str(asked.get("base_url")).rstrip("/").removesuffix("/v1").endswith(f":{proof.get('port')}"):
+            _of_another_server(name, proof, asked)
+            continue
+        when = service.moment(asked.get("time", ""), f"time in {name}")
+        _within(pack, name, when, started, stopped)
+        requests += _requests(name, asked)
+    served = proof.get("requests_served")
+    if isinstance(served, int) and served < requests:
+        raise Contradiction(f"{release.SHUTDOWN} says {served} requests served, the pack's own are at least {requests}")
+    return f"stopped at {stopped.isoformat()}, after every request that the pack holds of it"
+
+
+def _of_another_server(name: str, proof: dict, asked: dict) -> None:
+    if name == service.SMOKE:
+        where = f"{name} asked {str(asked.get('base_url'))[:60]}"
+        raise NotYet(f"{where}, the proof is of port {proof.get('port')}: that server has no proof")
+
+
+def _within(pack: PackReader, name: str, when: datetime, started: datetime, stopped: datetime) -> None:
+    if (when - stopped).total_seconds() > SECONDS:
+        what = f"{name} was answered at {when.isoformat()}, the proof says stopped at {stopped.isoformat()}"
+        if pack.written(name) > pack.written(release.SHUTDOWN):
+            raise NotYet(f"{what}: the server ran again and has no proof of its end")
+        raise Contradiction(what)
+    if (started - when).total_seconds() > SECONDS:
+        raise NotYet(f"{name} was answered at {when.isoformat()}, before the server of the proof started")
+
+
+def _requests(name: str, asked: dict) -> int:
+    """How many requests a file shows by itself: the rows of a benchmark, else one."""
+    return len(asked.get("rows") or []) if name == release.BENCHMARK else 1
+
+
+def check_price(pack: PackReader) -> str:
+    """What was paid is the plan's price, within its budget, and the machine was given back by the plan's stop time."""
+    form = pack.fields(GPU_PLAN, ("Hourly price", "Budget", "Stop time"))
+    price, budget = (_dollars(form[key], key) for key in ("Hourly price", "Budget"))
+    proof = pack.json(release.SHUTDOWN)
+    paid, cost = (number(proof.get(key), f"{key} in {release.SHUTDOWN}") for key in ("hourly_usd", "cost_usd"))
+    if abs(paid - price) > 0.005:
+        raise Contradiction(f"{GPU_PLAN} says ${price:.2f} an hour, {release.SHUTDOWN} says ${paid:.2f}")
+    if cost > budget:
+        raise NotYet(f"it cost ${cost:.2f}, and {GPU_PLAN} allows ${budget:.2f}")
+    planned, stopped = service.moment(form["Stop time"], f"Stop time in {GPU_PLAN}"), _uptime(pack)[1]
+    if stopped > planned:
+        raise NotYet(f"stopped at {stopped.isoformat()}, and {GPU_PLAN} says {planned.isoformat()}")
+    return f"${cost:.2f} of ${budget:.2f}, stopped before {planned.isoformat()}"
+
+
+def _dollars(text: str, key: str) -> float:
+    found = re.match(r"\$(\d{1,6}(?:\.\d{1,4})?)", text)
+    if not found:
+        raise NotYet(f"{key} in {GPU_PLAN} is {text[:40]!r}, not an amount such as $0.79")
+    return float(found[1])
+
+
+def check_machine(pack: PackReader) -> str:
+    """Nothing ran on a device that the environment report says this machine lacks."""
+    has = pack.fields(plan.ENVIRONMENT, ("Device",))
+    readers: dict[str, Callable[[], object]] = {
+        service.FIRST_RUN: lambda: pack.fields(service.FIRST_RUN, ("Device",))["Device"],
+        training.RUN_ENVIRONMENT: lambda: pack.json(training.RUN_ENVIRONMENT).get("device"),
+        service.SMOKE: lambda: (pack.json(service.SMOKE).get("health") or {}).get("device"),
+        service.SUMMARY: lambda: pack.json(service.SUMMARY).get("device"),
+        release.BENCHMARK: lambda: pack.json(release.BENCHMARK).get("device"),
+    }
+    said = {name: read() for name, read in readers.items() if pack.exists(name)}
+    for name, device in said.items():
+        backend = _BACKENDS.get(str(device))
+        if backend and has.get(backend) != "available":
+            what = f"{name} ran on {device}, {plan.ENVIRONMENT} says {backend} {has.get(backend, 'nothing')}"
+            if pack.written(plan.ENVIRONMENT) > pack.written(name):
+                raise NotYet(f"{what}; it was made again on another machine")
+            raise Contradiction(what)
+    _same_gpu(pack, has)
+    return f"{has['Device']}; {len(said)} files ran on what the machine has"
+
+
+def _same_gpu(pack: PackReader, has: dict[str, str]) -> None:
+    if not pack.exists(training.RUN_ENVIRONMENT):
+        return
+    run = pack.json(training.RUN_ENVIRONMENT)
+    if run.get("device") == "cuda" and (run.get("cuda") is False or str(run.get("gpu")) != has.get("GPU")):
+        said = f"the run says cuda {run.get('cuda')}, GPU {str(run.get('gpu'))[:60]}"
+        raise Contradiction(f"{said}; {plan.ENVIRONMENT} says GPU {has.get('GPU', 'nothing')[:60]}")
+
+
+def check_sizes(pack: PackReader) -> str:
+    """The parameters, steps and losses that the run's README and the trace repeat are those of report and log."""
+    report, rows = training.run_report(pack), training.log_rows(pack)
+    fields = pack.fields(training.RUN_README, ())
+    said = {
+        "Parameters": (fields.get("Parameters", ""), [report["parameter_count"]]),
+        "Steps": (fields.get("Steps", "").split(",")[0], [report["steps"]]),
+        "Held-out loss": (fields.get("Held-out loss", ""), [float(rows[0]["val_loss"]), float(rows[-1]["val_loss"])]),
+    }
+    for key, (text, wanted) in said.items():
+        found = [float(part.replace(",", "")) for part in re.findall(r"\d[\d,]{0,20}(?:\.\d{1,10})?", text[:200])]
+        if found and found[: len(wanted)] != [float(value) for value in wanted]:
+            raise Contradiction(f"{training.RUN_README} says {key} {text[:60]}, the run's files say {wanted}")
+    traced = re.search(r"^model: .{0,80}?(\d[\d,]{0,20}) parameters", pack.text(training.TRACE), re.M)
+    if traced and int(traced[1].replace(",", "")) != report["parameter_count"]:
+        raise Contradiction(
+            f"{training.TRACE} says {traced[1]} parameters, the run's report {report['parameter_count']}"
+        )
+    return f"{report['parameter_count']:,} parameters and {report['steps']} steps wherever they are said"
+
+
+def check_benchmark_rows(pack: PackReader) -> str:
+    """The benchmark claims the tokens that its log shows: benchmark_rows.csv, where it is there."""
+    claimed = _tokens((row["concurrency"], row["completion_tokens"]) for row in pack.json(release.BENCHMARK)["rows"])
+    if not pack.exists(release.BENCHMARK_ROWS):
+        return f"{release.BENCHMARK_ROWS} is not there to compare with"
+    log = pack.rows(release.BENCHMARK_ROWS, ("concurrency", "completion_tokens"))
+    logged = _tokens((row["concurrency"], row["completion_tokens"]) for row in log)
+    for clients in sorted(claimed.keys() | logged.keys()):
+        if claimed.get(clients) != logged.get(clients):
+            said, shown = claimed.get(clients, 0), logged.get(clients, 0)
+            what = f"{release.BENCHMARK} claims {said:g} tokens with {clients:g} clients"
+            raise Contradiction(f"{what}, {release.BENCHMARK_ROWS} shows {shown:g}")
+    return f"{sum(claimed.values()):g} tokens in both"
+
+
+def _tokens(rows: Iterator[tuple[object, object]]) -> dict[float, float]:
+    total: dict[float, float] = {}
+    for clients, tokens in rows:
+        key = number(clients, "concurrency in the benchmark", minimum=1)
+        total[key] = total.get(key, 0.0) + number(tokens, "completion_tokens in the benchmark")
+    return total
+
+
+def made_again(pack: PackReader, source: str, derived: str) -> None:
+    """Raise NotYet where `source` was recorded after `derived`, which then tells of what is no more."""
+    if pack.written(source) > pack.written(derived):
+        raise NotYet(f"{source} was made again after {derived}")
