@@ -19,8 +19,7 @@ from labkit.errors import LabError
 from labkit.evidence import Pack, read_manifest
 from labkit.routes import ROUTE_NAMES, load_route
 from labkit.verification import Finding, Verdict, verify
-from labkit.workbook import copies, packs, runner
-from labkit.workbook.lessons import PLAN, Lesson
+from labkit.workbook import PLAN, Lesson, copies, packs, runner
 from labkit.workbook.progress import Progress, RunDisplay
 
 
