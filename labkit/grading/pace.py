@@ -7,7 +7,7 @@ lower bound. Nothing vouches for the times: they open a conversation and prove n
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 BREAK = timedelta(minutes=30)  # a pause of more is a break
@@ -15,7 +15,7 @@ BREAK = timedelta(minutes=30)  # a pause of more is a break
 
 @dataclass(frozen=True)
 class Pace:
-    """`first` and `last` are ISO 8601, "" where no time is known; `minutes` of work between them, without breaks."""
+    """`first` and `last` are UTC, ISO 8601, "" where no time is known; `minutes` of work between them, without breaks."""
 
     first: str = ""
     last: str = ""
@@ -34,6 +34,6 @@ def pace(written: Iterable[str]) -> Pace:
 def _moment(text: str) -> datetime | None:
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        return found.astimezone(UTC) if found.tzinfo is not None else None
+    except (ValueError, OverflowError):
         return None
-    return found if found.tzinfo is not None else None

@@ -96,26 +96,34 @@ def load_rubric(path: Path | None = None) -> Rubric:
         raise _wrong(path, f"cannot be read: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(values, dict) or set(values) != {"title", "criteria"} or not isinstance(values["criteria"], list):
         raise _wrong(path, "needs the keys title and criteria, and criteria is a list")
+    if not _is_text(values["title"]):
+        raise _wrong(path, "has a title that is no text")
     criteria = tuple(_criterion(path, place, value) for place, value in enumerate(values["criteria"], start=1))
     titles = [criterion.title for criterion in criteria]
     if not titles or len(set(titles)) < len(titles):
         raise _wrong(path, "needs criteria, each with a title of its own")
-    return Rubric(str(values["title"]), criteria)
+    return Rubric(values["title"], criteria)
 
 
 def _criterion(path: Path, place: int, value: object) -> Criterion:
     where = f"criterion {place}"
     if not isinstance(value, dict) or not {"title", "points", "needs"} <= set(value) <= set(Criterion.__annotations__):
         raise _wrong(path, f"{where} needs title, points and needs, and may have routes")
+    if not _is_text(value["title"]):
+        raise _wrong(path, f"{where} has a title that is no text")
     points, needs, routes = finite(value["points"]), value["needs"], value.get("routes", [])
     if points is None or isinstance(value["points"], bool) or points <= 0:
         raise _wrong(path, f"{where} has points that are not a number above zero")
     for names, known, what in ((needs, _NAMES, "artifact, cross-check or claim"), (routes, ROUTE_NAMES, "route")):
-        if not isinstance(names, list) or (strange := [str(name) for name in names if name not in known]):
+        if not isinstance(names, list) or (strange := [str(name) for name in names if str(name) not in known]):
             raise _wrong(path, f"{where} names {', '.join(strange) if isinstance(names, list) else names}, no {what}")
     if not needs or len(set(needs)) < len(needs):
         raise _wrong(path, f"{where} needs at least one name, and none twice")
-    return Criterion(str(value["title"]), points, tuple(needs), tuple(routes))
+    return Criterion(value["title"], points, tuple(needs), tuple(routes))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _wrong(path: Path, what: str) -> LabError:
