@@ -293,6 +293,12 @@ def test_the_executed_copy_is_recorded_and_holds_no_path_of_this_machine(one_les
     assert read_manifest(pack)["files"][name]["lesson"] == "13.1"
 
 
+def test_a_warning_of_an_installed_package_names_no_folder_of_this_machine(tmp_path):
+    module = Path(pytest.__file__)
+    said = copies.portable(f"{module}:3: UserWarning; {Path(os.__file__)}", tmp_path)
+    assert said == "<site-packages>/pytest/__init__.py:3: UserWarning; <python>/os.py"
+
+
 def test_pictures_are_left_alone_and_widgets_become_a_note(tmp_path):
     home = str(Path.home())
     assert copies._clean({"image/png": home, "text/plain": home}, tmp_path) == {"image/png": home, "text/plain": "~"}

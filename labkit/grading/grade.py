@@ -22,8 +22,9 @@ _CONCLUSIONS = {0: Verdict.SUPPORTED, 1: Verdict.NOT_YET, 2: Verdict.CONTRADICTE
 
 @dataclass(frozen=True)
 class Grade:
-    """One row. `verdict` is the pack's own, or UNREADABLE with the `problem`; `verdicts` has every name of the tables.
+    """One row. `verdict` is the pack's own, or UNREADABLE with the `problem`.
 
+    `verdicts` has every name that verify gives, the route in a claim's name written "its route".
     `score` is percent of what the route can earn. `shared` is filled when the whole class has been read.
     """
 
@@ -104,7 +105,7 @@ def _of_pack(submission: Submission, folder: Path, shown: str, rubric: Rubric) -
         verdict=_CONCLUSIONS[found.exit_code].value,
         score=score(marks),
         marks=marks,
-        verdicts={title: stand.verdict.value for title, stand in stands.items()},
+        verdicts={title: stand.verdict.value for title, stand in stands.items() if stand.judged},
         actions=actions_by_gain(rubric, found.route, stands),
         pace=pace(entry["written"] for entry in reader.entries.values()),
     )

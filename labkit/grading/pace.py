@@ -15,7 +15,7 @@ BREAK = timedelta(minutes=30)  # a pause of more is a break
 
 @dataclass(frozen=True)
 class Pace:
-    """`first` and `last` are UTC, ISO 8601, "" where no time is known; `minutes` of work between them, without breaks."""
+    """`first` and `last` are UTC, ISO 8601, "" where none is known; `minutes` of work between them, without breaks."""
 
     first: str = ""
     last: str = ""

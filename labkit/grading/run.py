@@ -57,9 +57,13 @@ def _graded(
 ) -> Iterator[Graded]:
     spawn = multiprocessing.get_context("spawn")  # on every system alike, and no worker inherits a lock of this process
     with ProcessPool(max_workers=jobs, initializer=_start_worker, context=spawn) as pool:
-        tasks = [pool.submit(grade_submission, seconds, one, rubric, scratch) for one in submissions]
-        for done in as_completed(tasks):
-            on_result(done)
+        try:
+            tasks = [pool.submit(grade_submission, seconds, one, rubric, scratch) for one in submissions]
+            for done in as_completed(tasks):
+                on_result(done)
+        except BaseException:  # Ctrl+C too: end the workers now, not when the class is done
+            pool.stop()
+            raise
         for submission, task in zip(submissions, tasks, strict=True):
             yield from _result(submission, task, seconds)
 

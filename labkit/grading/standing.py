@@ -1,7 +1,7 @@
 """Where a pack stands on everything that can be judged: one verdict and one next action for each name of the tables.
 
-`labkit verify` leaves out what neither the route requires nor the pack holds. A class is compared on all of it, so here
-what was left out is "not yet".
+`labkit verify` leaves out what neither the route requires nor the pack holds. A rubric may ask for it all the same, so here
+what was left out is "not yet", and not judged.
 """
 
 from dataclasses import dataclass
@@ -21,17 +21,20 @@ _ALL_ACTIONS = {**_ACTIONS, **_CLAIM_ACTIONS}
 
 @dataclass(frozen=True)
 class Standing:
-    """The verdict on one name; `next_action` is empty where it is supported."""
+    """The verdict on one name; `next_action` is empty where it is supported. `judged` is whether verify named it."""
 
     verdict: Verdict
     next_action: str
+    judged: bool = True
 
 
 def standings(found: Verification) -> dict[str, Standing]:
     """Every name of the three tables, in their order, with where the pack stands on it."""
     said = {finding.name: _standing(finding) for finding in (*found.artifacts, *found.cross_checks)}
     said |= {name: _standing(claim) for name, claim in zip(CLAIM_NAMES, found.claims, strict=True)}
-    return {name: said.get(name, Standing(Verdict.NOT_YET, action)) for name, action in _ALL_ACTIONS.items()}
+    return {
+        name: said.get(name, Standing(Verdict.NOT_YET, action, judged=False)) for name, action in _ALL_ACTIONS.items()
+    }
 
 
 def _standing(finding: Finding) -> Standing:

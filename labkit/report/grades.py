@@ -72,7 +72,7 @@ def _csv_row(grade: Grade) -> dict[str, object]:
     row |= {f"next_{place}": action for place, action in enumerate(grade.actions[:ACTIONS], start=1)}
     row |= {f"points: {mark.title}": round(mark.points, 2) for mark in grade.marks}
     if grade.verdicts:
-        row |= {f"{kind}: {name}": grade.verdicts[name] for kind, titles in KINDS for name in titles}
+        row |= {f"{kind}: {name}": grade.verdicts.get(name) for kind, titles in KINDS for name in titles}
     return row
 
 
@@ -92,7 +92,7 @@ def page_values(grades: Sequence[Grade], rubric: Rubric) -> dict[str, object]:
         "rows": [_page_row(grade) for grade in grades],
         "rubric": rubric,
         "summary": summary(grades),
-        "hardest": hardest(grades),
+        "hardest": hardest(grades, rubric),
         "verdicts": [verdict for verdict in VERDICTS if any(grade.verdict == verdict for grade in grades)],
         "routes": sorted({grade.route for grade in grades} - {""}),
         "script": Markup(source),  # our own file, and the only text of the page that is not escaped
@@ -121,13 +121,15 @@ def summary(grades: Sequence[Grade]) -> str:
     return f"{len(grades)} packs: {told}. Median score {median:g}. {copied} share outputs with another pack."
 
 
-def hardest(grades: Sequence[Grade], most: int = 10) -> list[tuple[str, int, int]]:
-    """(name, packs that do not support it, packs that could be read), those that most packs lack first. What no pack
-    and what every pack has says nothing about a class, so it is left out."""
-    read = [grade for grade in grades if grade.verdicts]
-    lacking = Counter(name for grade in read for name, said in grade.verdicts.items() if said != Verdict.SUPPORTED)
-    told = [(name, count, len(read)) for name, count in lacking.most_common() if count < len(read)]
-    return told[:most]
+def hardest(grades: Sequence[Grade], rubric: Rubric, most: int = 10) -> list[tuple[str, int, int]]:
+    """(name, packs that do not support it, packs that could earn it): what the rubric asks for, most lacking first."""
+    lacking, asked = Counter(), Counter()
+    for grade in grades:
+        needs = {name for criterion in rubric.of_route(grade.route) for name in criterion.needs} if grade.marks else ()
+        asked.update(needs)
+        lacking.update(name for name in needs if grade.verdicts.get(name) != Verdict.SUPPORTED)
+    order = sorted(lacking, key=lambda name: (-lacking[name], name))
+    return [(name, lacking[name], asked[name]) for name in order[:most]]
 
 
 def print_grades(grades: Sequence[Grade], loose: Sequence[str], out: Sequence[Path], console: Console | None = None):
