@@ -32,9 +32,7 @@ def standings(found: Verification) -> dict[str, Standing]:
     """Every name of the three tables, in their order, with where the pack stands on it."""
     said = {finding.name: _standing(finding) for finding in (*found.artifacts, *found.cross_checks)}
     said |= {name: _standing(claim) for name, claim in zip(CLAIM_NAMES, found.claims, strict=True)}
-    return {
-        name: said.get(name, Standing(Verdict.NOT_YET, action, judged=False)) for name, action in _ALL_ACTIONS.items()
-    }
+    return {name: said.get(name) or Standing(Verdict.NOT_YET, act, judged=False) for name, act in _ALL_ACTIONS.items()}
 
 
 def _standing(finding: Finding) -> Standing:
