@@ -298,7 +298,7 @@ def test_a_rubric_file_that_is_missing_or_no_yaml_is_refused(tmp_path):
 
 
 class Trap(Rubric):
-    """A rubric that ends or stops the worker on packs of two routes, as one that needs too much memory or time would."""
+    """A rubric that ends or stops the worker on packs of two routes, as too much memory or time would."""
 
     def of_route(self, route: str):
         if route == "free_colab":

@@ -1,7 +1,7 @@
 """Where a pack stands on everything that can be judged: one verdict and one next action for each name of the tables.
 
-`labkit verify` leaves out what neither the route requires nor the pack holds. A rubric may ask for it all the same, so here
-what was left out is "not yet", and not judged.
+`labkit verify` leaves out what neither the route requires nor the pack holds. A rubric may ask for it all the same:
+here what was left out is "not yet", and not judged.
 """
 
 from dataclasses import dataclass
