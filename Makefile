@@ -55,8 +55,8 @@ REFERENCE_LESSONS ?= 13.1 13.2 13.3 13.4 13.5 13.0
 reference: setup  ## run local_cpu on a clean copy of the last commit and keep its pack in evidence/reference
 	rm -rf build/reference
 	git clone --quiet . build/reference
-	cd build/reference && for lesson in $(REFERENCE_LESSONS); do \
-	  PYTHONPATH=. $(abspath $(BIN))/python -m labkit.cli run --route local_cpu --lesson $$lesson || exit 1; done
+	cd build/reference && export PYTHONPATH=$$PWD && for lesson in $(REFERENCE_LESSONS); do \
+	  $(abspath $(BIN))/python -m labkit.cli run --route local_cpu --evidence evidence/local_cpu --lesson $$lesson || exit 1; done
 	$(BIN)/labkit verify build/reference/evidence/local_cpu
 	rm -rf evidence/reference/local_cpu && mkdir -p evidence/reference
 	cp -R build/reference/evidence/local_cpu evidence/reference/local_cpu

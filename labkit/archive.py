@@ -48,7 +48,7 @@ LIMITS = Limits()
 
 @dataclass(frozen=True)
 class _Entry:
-    """One entry as the archive describes it: its name, what it is ("file", "folder" or why it is refused), its bytes."""
+    """One entry as the archive describes it. `kind` is "file", "folder", or what it is instead and refused for."""
 
     name: str
     kind: str
