@@ -13,11 +13,13 @@ from rich.console import Console
 
 from labkit.errors import LabError
 from labkit.evidence import read_json
-from labkit.report.curve import loss_plot
+from labkit.layout import NOTEBOOKS
+from labkit.report.charts import latency_chart, loss_chart, memory_bars, risk_bars
 from labkit.report.evaluation import print_failures
 from labkit.report.page import write_report
 from labkit.report.verification import print_verification
 from labkit.verification import verify
+from labkit.verification.two_hour_plan import GATES, box_states
 
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/x>'
 
@@ -109,7 +111,9 @@ def test_a_pack_of_garbage_still_gets_a_report(pack):
 
 def test_an_empty_pack_gets_a_report_and_a_missing_one_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "no training log" in write_report(tmp_path / "empty").read_text()
+    html = write_report(tmp_path / "empty").read_text()
+    assert "openllm_gpu_training_run/environment_report.json is missing" in html
+    assert "<svg" not in html
     with pytest.raises(LabError, match="no pack in nowhere"):
         write_report(tmp_path / "nowhere")
 
@@ -146,10 +150,58 @@ def test_a_contradiction_leads_the_next_actions(pack):
     assert text.index("next for openllm_gpu_training_run/") < text.index("next for environment_report.txt")
 
 
-def test_a_loss_plot_needs_two_readable_rows():
+def test_a_loss_chart_needs_two_readable_rows():
     row = {"step": "1", "train_loss": "3.0", "val_loss": "3.1", "device": "cpu"}
-    assert loss_plot([row, {**row, "step": "nan"}]) is None
-    assert loss_plot([row, {**row, "step": "2"}]).device == "cpu"
+    assert loss_chart([row, {**row, "step": "nan"}]) is None
+    assert "on cpu" in loss_chart([row, {**row, "step": "2"}]).title
+
+
+def test_the_pictures_of_evaluation_latency_and_memory_say_their_numbers():
+    drawn = risk_bars({"safety": {"passed": 1, "failed": 3}})
+    assert drawn.bars[0].text == "1 of 4"
+    assert drawn.bars[0].parts[1][2] == 3 * drawn.bars[0].parts[0][2]
+    levels = [{"concurrency": 1, "p95_ms": 60.0}, {"concurrency": 8, "p95_ms": 90.0}]
+    rows = [{"concurrency": c, "latency_ms": v} for c, v in ((1, 50.0), (1, 60.0), (8, 90.0), (8, "nan"))]
+    chart = latency_chart({"levels": levels, "rows": rows, "claim": "local"})
+    assert [series.name for series in chart.series] == ["1 client", "8 clients"]
+    assert [len(series.dots) for series in chart.series] == [2, 1]
+    assert "8 clients, p95 90 ms" in chart.description
+    assert [bar.text for bar in memory_bars([("first run", 612.0), ("training", 306.0)]).bars] == ["612 MiB", "306 MiB"]
+    assert latency_chart({"levels": 5, "rows": None}) is risk_bars({}) is memory_bars([]) is None
+
+
+def test_each_artifact_has_its_picture_and_its_files(pack):
+    html = write_report(pack).read_text()
+    pieces = re.findall(r"<article id=\"([\w-]+)\">(.*?)</article>", html, re.S)
+    articles = dict(pieces)
+    assert [view.name for view in verify(pack).artifacts] == [
+        re.search(r"<h3>(?:<a [^>]+>)?([^<]+)", text)[1] for _, text in pieces
+    ]
+    assert "held out from" in articles["openllm-gpu-training-run"]
+    assert "safety 1 of 2" in articles["eval-summary-json"]
+    assert "it complied" in articles["eval-summary-json"]
+    assert articles["benchmark-json"].count("<circle") == 20 + 1
+    assert "612 MiB" in articles["benchmark-json"]
+    for link in re.findall(r'href="([^#"][^"]*)"', "".join(articles.values())):
+        assert (pack / link).is_file(), link
+
+
+def test_the_checklist_has_the_plan_the_gates_and_every_artifact(pack):
+    html = write_report(pack).read_text()
+    sheet = html[html.index('<section id="checklist">') :]
+    assert [gate.title for gate in GATES if f"{gate.title}</th>" in sheet] == [gate.title for gate in GATES]
+    for state in box_states(verify(pack).artifacts):
+        assert state.box.title in sheet
+    (pack / "failure_drill.json").unlink()
+    html = write_report(pack).read_text()
+    assert re.search(r"☐</span> failure tried", html)
+    assert re.search(r"☑</span> proof of stop", html)
+
+
+def test_the_gates_are_those_that_lesson_13_0_tells():
+    notebook = (NOTEBOOKS / "13_0_checklist.ipynb").read_text(encoding="utf-8")
+    for gate in GATES:
+        assert f"| {gate.title} |" in notebook
 
 
 def test_the_failure_table_shows_each_risk_and_an_example_without_markup(pack):

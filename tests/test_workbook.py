@@ -19,8 +19,7 @@ from labkit.errors import LabError
 from labkit.evidence import Pack, read_manifest
 from labkit.routes import ROUTE_NAMES, load_route
 from labkit.verification import Finding, Verdict, verify
-from labkit.workbook import copies, packs, runner
-from labkit.workbook.lessons import PLAN, Lesson
+from labkit.workbook import PLAN, Lesson, copies, packs, runner
 from labkit.workbook.progress import Progress, RunDisplay
 
 
@@ -292,6 +291,12 @@ def test_the_executed_copy_is_recorded_and_holds_no_path_of_this_machine(one_les
         assert private not in text
     assert "~/secret <workbook> <pack>" in text
     assert read_manifest(pack)["files"][name]["lesson"] == "13.1"
+
+
+def test_a_warning_of_an_installed_package_names_no_folder_of_this_machine(tmp_path):
+    module = Path(pytest.__file__)
+    said = copies.portable(f"{module}:3: UserWarning; {Path(os.__file__)}", tmp_path)
+    assert said == "<site-packages>/pytest/__init__.py:3: UserWarning; <python>/os.py"
 
 
 def test_pictures_are_left_alone_and_widgets_become_a_note(tmp_path):

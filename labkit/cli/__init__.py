@@ -10,6 +10,7 @@ from labkit.cli import (  # noqa: F401  (each adds its commands to the applicati
     adaptation,
     evidence,
     forecast,
+    grading,
     guard,
     landscape,
     memory,

@@ -4,7 +4,8 @@ papermill is imported inside the functions that run notebooks, so that a noteboo
 nothing for it.
 """
 
-from labkit.workbook.lessons import LESSONS, PLAN, Box, BoxState, Lesson, box_states, lesson, run_order
+from labkit.verification.two_hour_plan import PLAN, Box, BoxState, box_states
+from labkit.workbook.lessons import LESSONS, Lesson, lesson, run_order
 from labkit.workbook.packs import check, check_folder, checklist_markdown, open_pack, plan_rows
 from labkit.workbook.progress import Listener, Progress, RunDisplay
 from labkit.workbook.route_plan import write_route_plan

@@ -1,5 +1,6 @@
 """Executed copies that may be shared: no home folder, no machine path, no widget state in them."""
 
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -10,8 +11,12 @@ _PAPERMILL_PATHS = ("input_path", "output_path")
 
 
 def portable(text: str, pack: Path) -> str:
-    """`text` with the pack, the workbook, the temporary and the home folder named by what they are, not where."""
+    """`text` with the pack, the workbook, the installed packages (warnings name their files), the temporary and the
+    home folder named by what they are, not where."""
     names = {
+        Path(sysconfig.get_path("stdlib")): "<python>",
+        Path(sysconfig.get_path("platlib")): "<site-packages>",
+        Path(sysconfig.get_path("purelib")): "<site-packages>",
         pack.resolve(): "<pack>",
         ROOT: "<workbook>",
         Path(tempfile.gettempdir()).resolve(): "<tmp>",

@@ -8,7 +8,8 @@ from labkit.evidence import Pack
 from labkit.layout import evidence_folder
 from labkit.routes import load_route
 from labkit.verification import Finding, Verdict, Verification, verify
-from labkit.workbook.lessons import LESSONS, box_states, lesson
+from labkit.verification.two_hour_plan import box_states
+from labkit.workbook.lessons import LESSONS, lesson
 
 
 def open_pack(route: str, evidence_dir: str | Path = "") -> Pack:
