@@ -186,6 +186,14 @@ class Pack:
         self._save(entries)
         return target
 
+    def take(self, files: Iterable[tuple[str, bytes, Entry]]) -> None:
+        """Enter files of another copy of this pack with the entries they have there: they were written then, not now."""
+        entries = dict(read_manifest(self.folder)["files"])
+        for name, content, entry in files:
+            write_atomically(self.path(name), content)
+            entries[name] = asdict(entry)
+        self._save(entries)
+
     def _save(self, entries: dict[str, dict]) -> None:
         manifest = {
             "schema": SCHEMA,

@@ -5,10 +5,11 @@ nothing for it.
 """
 
 from labkit.workbook.lessons import LESSONS, PLAN, Box, BoxState, Lesson, box_states, lesson, run_order
-from labkit.workbook.packs import check, checklist_markdown, open_pack, plan_rows
+from labkit.workbook.packs import checklist_markdown, open_pack, plan_rows
 from labkit.workbook.progress import Listener, Progress, RunDisplay
 from labkit.workbook.route_plan import write_route_plan
 from labkit.workbook.runner import RunResult, parameters_for, run_workbook
+from labkit.workbook.session import begin, check
 
 __all__ = [
     "LESSONS",
@@ -20,6 +21,7 @@ __all__ = [
     "Progress",
     "RunDisplay",
     "RunResult",
+    "begin",
     "box_states",
     "check",
     "checklist_markdown",
