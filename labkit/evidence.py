@@ -187,7 +187,7 @@ class Pack:
         return target
 
     def take(self, files: Iterable[tuple[str, bytes, Entry]]) -> None:
-        """Enter files of another copy of this pack with the entries they have there: they were written then, not now."""
+        """Enter files of another copy of this pack with the entries that they have there."""
         entries = dict(read_manifest(self.folder)["files"])
         for name, content, entry in files:
             write_atomically(self.path(name), content)

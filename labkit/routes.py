@@ -151,9 +151,9 @@ def training_size(
 ) -> tuple[int, int, str]:
     """Steps, batch size, and why: a GPU route without its GPU takes `fallback`, any other run what was `planned`.
 
-    `card` is the GPU's name, `card_gib` its memory. The batch was planned for one of `route.memory_gib`; it doubles with each
-    doubling of memory beyond that and halves below, so that a larger card is not left idle and a smaller one not
-    overrun. A card may show a tenth less than its name says, for its own bookkeeping.
+    `card` is the GPU's name, `card_gib` its memory. The batch was planned for one of
+    `route.memory_gib`; it doubles with each doubling of memory beyond that and halves below, so that a larger card is
+    not left idle and a smaller one not overrun. A card may show a tenth less than its name says.
     """
     if route.device == "cuda" and device != "cuda":
         return *fallback, f"{route.route} wants a GPU and this machine shows none, so the fallback applies"

@@ -15,13 +15,13 @@ from labkit.adaptation.lora.run import LoraRun, Sources, tune
 from labkit.adaptation.lora.settings import PRESETS
 from labkit.adaptation.prompts import find_prompt
 from labkit.adaptation.rag import open_library
+from labkit.environment import choose_device
+from labkit.errors import LabError
 from labkit.evaluation.cases import COLUMNS, EVAL_CASES, Case, load_cases
 from labkit.evaluation.levers import Levers
 from labkit.evaluation.records import RESULT_COLUMNS, failure_table, result_row, speed
 from labkit.evaluation.runner import evaluate
 from labkit.evaluation.targets import Target, model_target
-from labkit.environment import choose_device
-from labkit.errors import LabError
 from labkit.evidence import Pack
 from labkit.generation import EMBEDDED, ChatModel, Sampling, load_chat_model
 from labkit.generation.backends import BITSANDBYTES

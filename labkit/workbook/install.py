@@ -15,23 +15,20 @@ VERSIONED = re.compile(r"^[\w.-]+==\d[\w.]*(?:\+[\w.]+)?\n", re.M)  # pip refuse
 REQUIREMENTS = ROOT / "requirements-colab.txt"
 
 
-def missing(path: Path = REQUIREMENTS) -> dict[str, str]:
-    """The lines of `path` whose package is not installed at all, by its name.
-
-    A package of another version stays: the session may have loaded it.
-    """
+def lines_of(path: Path) -> dict[str, str]:
+    """Package to requirement, as `name==version` lines with comments give them."""
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-    wanted = {line.partition("==")[0]: line for line in lines if line}
-    return {name: line for name, line in wanted.items() if installed_version(name) is None}
+    return {line.partition("==")[0]: line for line in lines if line}
 
 
 def install_missing(path: Path = REQUIREMENTS) -> list[str]:
     """pip-install what this session lacks of `path`; returns the names.
 
-    Everything installed is given to pip as a constraint, so that pip fails rather than move a package that the running
-    kernel may have loaded. Raises LabError when it fails.
+    A package that is there in another version stays: the session may have loaded it. Everything
+    installed is given to pip as a constraint, so that pip fails rather than move a package that the running kernel may
+    have loaded. Raises LabError when it fails.
     """
-    wanted = missing(path)
+    wanted = {name: line for name, line in lines_of(path).items() if installed_version(name) is None}
     if not wanted:
         return []
     with tempfile.TemporaryDirectory(prefix="labkit-") as scratch:
