@@ -146,23 +146,23 @@ def training_size(
     device: str,
     planned: tuple[int, int],
     fallback: tuple[int, int],
-    card: str = "",
-    card_gib: float = 0.0,
+    gpu: tuple[str, float] | None = None,
 ) -> tuple[int, int, str]:
     """Steps, batch size, and why: a GPU route without its GPU takes `fallback`, any other run what was `planned`.
 
-    `card` is the GPU's name, `card_gib` its memory. The batch was planned for one of
+    `gpu` is the card's name and its memory in GiB. The batch was planned for one of
     `route.memory_gib`; it doubles with each doubling of memory beyond that and halves below, so that a larger card is
     not left idle and a smaller one not overrun. A card may show a tenth less than its name says.
     """
     if route.device == "cuda" and device != "cuda":
         return *fallback, f"{route.route} wants a GPU and this machine shows none, so the fallback applies"
     steps, batch = planned
-    if route.device != "cuda" or not card_gib:
+    if route.device != "cuda" or not gpu:
         return steps, batch, f"the size that {route.route} plans for {route.device}"
-    fitted = max(1, int(batch * 2.0 ** math.floor(math.log2(1.1 * card_gib / route.memory_gib))))
+    card, gib = gpu
+    fitted = max(1, int(batch * 2.0 ** math.floor(math.log2(1.1 * gib / route.memory_gib))))
     why = f"{route.route} plans batches of {batch} for a card of {route.memory_gib} GiB"
-    return steps, fitted, f"{why}, and this {card} has {card_gib:.1f}"
+    return steps, fitted, f"{why}, and this {card} has {gib:.1f}"
 
 
 def loss_band_says(route: Route, device: str, loss: float) -> str:
