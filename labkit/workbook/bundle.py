@@ -11,7 +11,15 @@ from labkit.errors import LabError
 from labkit.layout import ROOT
 
 FOLDERS = ("data", "labkit", "notebooks")
-FILES = ("LICENSE", "LICENSE-text.md", "README.md", "pyproject.toml", "requirements-colab.txt")
+FILES = (
+    "LICENSE",
+    "LICENSE-text.md",
+    "Makefile",
+    "README.md",
+    "environment.yml",
+    "pyproject.toml",
+    "requirements-colab.txt",
+)
 NAME, TOP = "workbook.zip", "workbook"  # everything lies in this folder of the archive
 LARGEST = 40 * 10**6  # bytes; an upload of a minute or two on a home connection
 UNWANTED = ("__pycache__", ".ipynb_checkpoints", "build")
