@@ -280,15 +280,16 @@ def gpu_plan_markdown(route: Route, stop_time: str, gpu: str, price: str) -> str
     )
 
 
-def colab_notes_markdown(route: Route, in_colab: bool, gpu: str, evidence: str, saved: str) -> str:
+def colab_notes_markdown(route: Route, host: str, gpu: str, evidence: str, saved: str) -> str:
     """The text of colab_notes.md: what this session had, and what to do after the reset that will come.
 
-    `evidence` is where the pack lies and `saved` where its second copy is, as they may be shown.
+    `host` is whose session it is, empty on a machine that stays. `evidence` is where the pack lies and `saved` where
+    its second copy is, as they may be shown.
     """
     return _form(
         "Colab notes",
         {
-            "Session": "Google Colab" if in_colab else "not Colab: the route was tried on another machine",
+            "Session": host or "not Colab: the route was tried on another machine",
             "GPU in this session": gpu,
             "What a reset deletes": "every file and package on the session's disk: the workbook, the pack in "
             f"{evidence}, what was installed, downloaded models and the exports made of them",
