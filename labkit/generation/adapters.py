@@ -80,8 +80,8 @@ def adapter_revision(folder: Path, base_revision: str) -> str:
 
 @contextlib.contextmanager
 def peft_at_work() -> Iterator[None]:
-    """Silence for transformers' FutureWarning about what peft asks of a model as it lays an adapter on it, and no quarrel
-    about a torchao that nobody asked for."""
+    """Silence for transformers' FutureWarning about what peft asks of a model as it lays an adapter on it, and no
+    quarrel about a torchao that nobody asked for."""
     without_old_torchao()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
