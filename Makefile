@@ -10,12 +10,19 @@ PIP_OPTIONS ?=
 TWO_AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 NBVAL := --nbval-lax --nbval-current-env
 
+# Colab's versions have an environment of their own. Left out is what needs a package that Colab lacks and cannot be given
+# (ONNX, GGUF), tools of the tests alone (browser, fuzzing, clients, style), and what takes minutes.
+COLAB_VENV ?= .venv-colab
+COLAB_STAMP := $(COLAB_VENV)/.installed
+COLAB_LEFT_OUT := onnx gguf llama_cpp lm_eval browser fuzz clients project soak end_to_end gpu_routes corpus parallel \
+  drills cli serving_benchmark
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab lint mini-instruct reference
+.PHONY: help setup run test test-colab lab lint mini-instruct reference
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -35,6 +42,18 @@ run: setup  ## run the workbook on ROUTE (default local_cpu), verify the pack, w
 
 test: setup  ## run the whole test suite, and the notebooks under nbval with it
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests notebooks $(NBVAL) $(TWO_AT_ONCE)
+
+test-colab: $(COLAB_STAMP)  ## run the fast part of the tests on free Colab's package versions, in .venv-colab
+	OMP_NUM_THREADS=1 $(COLAB_VENV)/bin/python -m pytest tests $(TWO_AT_ONCE) $(COLAB_LEFT_OUT:%=--ignore=tests/test_%.py)
+
+$(COLAB_STAMP): data/landscape/colab_runtime.csv requirements-colab.txt pyproject.toml tests/colab_versions.py
+	@test -x $(COLAB_VENV)/bin/python || $(PYTHON) -m venv $(COLAB_VENV)
+	$(COLAB_VENV)/bin/python tests/colab_versions.py wanted > $(COLAB_VENV)/wanted.txt
+	$(COLAB_VENV)/bin/python tests/colab_versions.py constraints > $(COLAB_VENV)/constraints.txt
+	$(COLAB_VENV)/bin/python -m pip --disable-pip-version-check install -c $(COLAB_VENV)/constraints.txt \
+	  -r $(COLAB_VENV)/wanted.txt -r requirements-colab.txt httpx pytest==9.2.0 pytest-xdist==3.8.0 nbval==0.11.0 $(PIP_OPTIONS)
+	$(COLAB_VENV)/bin/python -m pip --disable-pip-version-check install --no-deps -e .
+	@touch $@
 
 lab: setup  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -1,6 +1,6 @@
 """labkit: the helper package of the open-LLM deployment workbook.
 
-Importing it loads neither torch nor any notebook tool, so that `labkit --help` answers at once; the two names a
+Importing it loads neither torch nor any notebook tool, so that `labkit --help` answers at once; the names a
 notebook needs from the top floor are looked up on first use.
 """
 
@@ -8,7 +8,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_NOTEBOOK_NAMES = {"check": "labkit.workbook", "open_pack": "labkit.workbook"}
+_NOTEBOOK_NAMES = dict.fromkeys(("begin", "check", "open_pack"), "labkit.workbook")
 
 
 def __getattr__(name: str):

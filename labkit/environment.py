@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -167,6 +168,40 @@ def in_colab() -> bool:
     return "COLAB_RELEASE_TAG" in os.environ
 
 
+def in_kaggle() -> bool:
+    return "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+
+
+class Gpu(NamedTuple):
+    """The first NVIDIA GPU; `gib` is its memory (2^30 bytes)."""
+
+    name: str
+    gib: float
+
+
+def visible_gpu() -> Gpu | None:
+    """The GPU that torch would use, None without CUDA."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    return Gpu(properties.name, properties.total_memory / GIB)
+
+
+def sixteen_bits() -> tuple[str, str]:
+    """bf16 or fp16, whichever the tensor cores of the GPU multiply, and why.
+
+    bf16 begins with compute capability 8.0 (NVIDIA, CUDA C++ Programming Guide, "Compute Capabilities"): an A100 has
+    8.0 and an L4 8.9; a T4 has 7.5, imitates bf16 and is slow at it, whatever torch.cuda.is_bf16_supported says.
+    """
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    capable = f"the GPU has compute capability {major}.{minor}"
+    return ("bf16", f"{capable}, and bf16 begins at 8.0") if major >= 8 else ("fp16", f"{capable}: no bf16, so fp16")
+
+
 def installed_version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -175,13 +210,22 @@ def installed_version(package: str) -> str | None:
 
 
 def version_warnings(on_disk: dict[str, str]) -> tuple[str, ...]:
-    """One line for each package whose loaded version is not the installed one: an upgrade under a live kernel."""
+    """One line for each package whose loaded version is not the installed one: an upgrade under a live kernel.
+
+    The build behind a "+" counts only where both name one: torch from PyPI calls itself 2.13.0+cu130 once loaded, and
+    2.13.0 on the disk.
+    """
     warnings = []
     for name, version in on_disk.items():
         loaded = getattr(sys.modules.get(name), "__version__", None)
-        if loaded and loaded != version:
+        if loaded and not _same_version(loaded, version):
             warnings.append(f"{name} {loaded} is loaded but {version} is on the disk: restart the kernel or session")
     return tuple(warnings)
+
+
+def _same_version(one: str, other: str) -> bool:
+    both_built = "+" in one and "+" in other
+    return one == other if both_built else one.partition("+")[0] == other.partition("+")[0]
 
 
 def requirements_freeze() -> str:

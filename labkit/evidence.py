@@ -265,6 +265,14 @@ class Pack:
         kept = {name: entry for name, entry in held.items() if self.path(name).is_file()}
         self._save(kept | {name: entry.as_dict() for name, entry in found.items()})
 
+    def take(self, files: Iterable[tuple[str, bytes, Entry]]) -> None:
+        """Enter files of another copy of this pack with the entries that they have there."""
+        entries = dict(read_manifest(self.folder)["files"])
+        for name, content, entry in files:
+            write_atomically(self.path(name), content)
+            entries[name] = entry.as_dict()
+        self._save(entries)
+
     def _save(self, entries: dict[str, dict]) -> None:
         manifest = {
             "schema": SCHEMA,

@@ -37,15 +37,18 @@ class AnswerDisplay:
 
     def __init__(self, total: int, what: str = "answers"):
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
-        self._task = self._bar.add_task("", total=total)
+        self._bar = Progress(*columns, console=Console(stderr=True)) if sys.stderr.isatty() else None
+        self._task = self._bar.add_task("", total=total) if self._bar else None
 
     def __enter__(self) -> "AnswerDisplay":
-        self._bar.start()
+        if self._bar:
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._bar:
+            self._bar.stop()
 
     def __call__(self, _result: object) -> None:
-        self._bar.advance(self._task)
+        if self._bar:
+            self._bar.advance(self._task)

@@ -4,6 +4,7 @@ A route is one YAML file in notebooks/routes that papermill takes as it is (`pap
 as a frozen dataclass, so notebooks, runner and verification cannot disagree about it.
 """
 
+import math
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -141,12 +142,27 @@ def typical_constraints(route: Route, has_nvidia_gpu: bool = False) -> Constrain
 
 
 def training_size(
-    route: Route, device: str, planned: tuple[int, int], fallback: tuple[int, int]
+    route: Route,
+    device: str,
+    planned: tuple[int, int],
+    fallback: tuple[int, int],
+    gpu: tuple[str, float] | None = None,
 ) -> tuple[int, int, str]:
-    """Steps, batch size, and why: a GPU route without its GPU takes `fallback`, any other run what was `planned`."""
+    """Steps, batch size, and why: a GPU route without its GPU takes `fallback`, any other run what was `planned`.
+
+    `gpu` is the card's name and its memory in GiB. The batch was planned for one of
+    `route.memory_gib`; it doubles with each doubling of memory beyond that and halves below, so that a larger card is
+    not left idle and a smaller one not overrun. A card may show a tenth less than its name says.
+    """
     if route.device == "cuda" and device != "cuda":
         return *fallback, f"{route.route} wants a GPU and this machine shows none, so the fallback applies"
-    return *planned, f"the size that {route.route} plans for {route.device}"
+    steps, batch = planned
+    if route.device != "cuda" or not gpu:
+        return steps, batch, f"the size that {route.route} plans for {route.device}"
+    card, gib = gpu
+    fitted = max(1, int(batch * 2.0 ** math.floor(math.log2(1.1 * gib / route.memory_gib))))
+    why = f"{route.route} plans batches of {batch} for a card of {route.memory_gib} GiB"
+    return steps, fitted, f"{why}, and this {card} has {gib:.1f}"
 
 
 def loss_band_says(route: Route, device: str, loss: float) -> str:
@@ -264,20 +280,25 @@ def gpu_plan_markdown(route: Route, stop_time: str, gpu: str, price: str) -> str
     )
 
 
-def colab_notes_markdown(route: Route, in_colab: bool, gpu: str, evidence: str) -> str:
+def colab_notes_markdown(route: Route, host: str, gpu: str, evidence: str, saved: str) -> str:
     """The text of colab_notes.md: what this session had, and what to do after the reset that will come.
 
-    `evidence` is where the pack lies, as it may be shown.
+    `host` is whose session it is, empty on a machine that stays. `evidence` is where the pack lies and `saved` where
+    its second copy is, as they may be shown.
     """
     return _form(
         "Colab notes",
         {
-            "Session": "Google Colab" if in_colab else "not Colab: the route was tried on another machine",
+            "Session": host or "not Colab: the route was tried on another machine",
             "GPU in this session": gpu,
-            "What a reset deletes": "every file and package on the session's disk",
-            "Save before it ends": f"the folder {evidence} (download it, or copy it to Drive)",
-            "Start again": "upload the workbook and the saved pack, install requirements-colab.txt, and run the first "
-            "lesson that is not yet supported; `labkit verify` names it",
+            "What a reset deletes": "every file and package on the session's disk: the workbook, the pack in "
+            f"{evidence}, what was installed, downloaded models and the exports made of them",
+            "Where the pack is saved": f"{saved}, after each cell that changed it",
+            "Lost for good": "what a cell had not finished: a training run since it began (its snapshots lie on the "
+            "session's disk, so a restarted kernel goes on from them, and a new machine does not), an evaluation, a "
+            "running server, and edits to the workbook's own files",
+            "Start again": "open the notebook and run it from the top: its first line says where you stopped; where "
+            "there is no Drive, upload the saved zip file first",
             "Versions": "requirements-freeze.txt of this pack; compare it after a reset",
             "Data rule": "nothing private is uploaded",
             "Stop rule": route.stop_rule,

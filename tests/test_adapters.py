@@ -20,6 +20,7 @@ from labkit.evaluation.targets import endpoint_target
 from labkit.evidence import read_json, sha256_of
 from labkit.generation import Chat, Sampling, chat_together, load_chat_model
 from labkit.generation.prefixes import Prefixes
+from labkit.generation.torchao import without_old_torchao
 from labkit.release import differences
 from labkit.serving import runtimes
 from labkit.serving.contract import Limits, ServerSettings, named_adapters
@@ -33,6 +34,7 @@ def make_adapter(base, folder, seed, spread=0.5, **config):
     torch.manual_seed(seed)
     network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     targets = config.pop("target_modules", ["q_proj", "v_proj", "down_proj"])
+    without_old_torchao()
     adapted = get_peft_model(network, LoraConfig(r=4, lora_alpha=8, target_modules=targets, **config))
     with torch.no_grad():
         for name, weight in adapted.named_parameters():

@@ -4,6 +4,7 @@ import getpass
 import json
 import platform
 import socket
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,12 +12,15 @@ import pytest
 import torch
 
 from labkit.environment import (
+    Gpu,
     choose_device,
     environment_report,
     in_colab,
     peak_memory_mib,
     requirements_freeze,
+    sixteen_bits,
     version_warnings,
+    visible_gpu,
 )
 from labkit.errors import LabError
 
@@ -83,6 +87,38 @@ def test_a_package_that_moved_under_the_kernel_is_warned_about(monkeypatch):
         "papermill 0.1 is loaded but 2.7.0 is on the disk: restart the kernel or session",
     )
     assert version_warnings({"torch": torch.__version__}) == ()
+
+
+@pytest.mark.parametrize(
+    ("loaded", "on_disk", "restart"),
+    [
+        ("2.13.0+cu130", "2.13.0", False),  # as a wheel from PyPI tells it
+        ("2.13.0+cpu", "2.13.0+cpu", False),
+        ("2.13.0+cpu", "2.13.0+cu130", True),
+        ("2.13.0+cu130", "2.14.0", True),
+        ("5.15.0", "5.23.0", True),
+    ],
+)
+def test_a_restart_is_asked_for_only_where_versions_really_differ(monkeypatch, loaded, on_disk, restart):
+    monkeypatch.setitem(sys.modules, "papermill", SimpleNamespace(__version__=loaded))
+    assert bool(version_warnings({"papermill": on_disk})) is restart
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "numbers"),
+    [("Tesla T4", (7, 5), "fp16"), ("NVIDIA A100", (8, 0), "bf16"), ("NVIDIA L4", (8, 9), "bf16")],
+)
+def test_the_16_bit_numbers_follow_the_card_and_say_why(monkeypatch, name, capability, numbers):
+    fake_torch(monkeypatch, cuda=True, mps=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    card = SimpleNamespace(name=name, total_memory=15 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    assert visible_gpu() == Gpu(name, 15.0)
+    found, why = sixteen_bits()
+    assert found == numbers
+    assert f"compute capability {capability[0]}.{capability[1]}" in why
+    fake_torch(monkeypatch, cuda=False, mps=False)
+    assert visible_gpu() is None
 
 
 def test_freeze_tells_the_version_that_is_imported(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def pulled(task, tmp_path_factory) -> Path:
     pull_all(pack, task, [PLAIN, lever("schema"), adapter], seeds=(1, 2))
     write_table(pack)
     return pack.folder
+
+
+def test_without_bitsandbytes_a_format_is_named_as_not_run_and_the_rest_goes_on(task, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    pack, said = Pack(tmp_path / "local_cpu", "local_cpu"), []
+    pull_all(pack, task, [lever("int8"), PLAIN, lever("nf4")], on_event=said.append)
+    for name in ("int8", "nf4"):
+        assert [line for line in said if line.startswith(f"{name}: not run: ") and "needs bitsandbytes" in line]
+    assert write_table(pack).levers == ["plain"]
+    assert write_table(pack).changes("nf4") == []
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What every committed notebook must keep to. Each test names the breakage that it prevents."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import nbformat
 import pytest
 
 from labkit.layout import NOTEBOOKS
-from labkit.routes import Route, load_routes
+from labkit.routes import ROUTE_NAMES, Route, load_routes
 from labkit.workbook import LESSONS, PLAN
+from labkit.workbook.course import BADGE_CELL, badge_text, load_course, wrong_badges
 
 CHECKED = "# NBVAL_CHECK_OUTPUT"
-BOOTSTRAP_MARK = "labkit.open_pack(route, evidence_dir)"
+BOOTSTRAP_MARK = "labkit.begin(route, evidence_dir)"
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 every_notebook = pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
@@ -67,6 +69,21 @@ def test_the_bootstrap_cell_is_the_same_everywhere():
 
 
 @every_notebook
+def test_the_badge_is_that_of_the_course_and_of_this_notebook(path):
+    """A badge that was copied opens another notebook, or one that is gone."""
+    cell = next(cell for cell in cells(path, "markdown") if cell.id == BADGE_CELL)
+    assert cell.source == badge_text(load_course(), path.name)
+    assert wrong_badges() == []
+
+
+@every_notebook
+def test_the_route_is_a_form_field_in_colab(path):
+    """Colab shows `# @param [...]` as a list to choose from; its values must be the routes."""
+    line = next(line for line in cells(path, "code")[0].source.splitlines() if line.startswith("route = "))
+    assert line == 'route = "local_cpu"  # @param ' + json.dumps(list(ROUTE_NAMES))
+
+
+@every_notebook
 def test_outputs_are_empty_but_for_the_checked_ones(path):
     """Committed outputs go stale and bloat git; a checked one is compared by nbval at every run."""
     for cell in cells(path, "code"):
@@ -97,8 +114,11 @@ def test_nothing_is_run_by_a_shell_or_left_in_the_background(path):
 
 @every_notebook
 def test_code_cells_are_short(path):
-    """A long cell hides a computation that belongs in labkit, where it has a test."""
+    """A long cell hides a computation that belongs in labkit, where it has a test. Only the bootstrap cell, which finds
+    labkit, cannot call it (tests/test_hosted.py)."""
     for cell in cells(path, "code"):
+        if BOOTSTRAP_MARK in cell.source:
+            continue
         lines = [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
         assert len(lines) <= 12, f"{cell.id} has {len(lines)} lines"
 

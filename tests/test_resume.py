@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from labkit.errors import LabError
-from labkit.evidence import read_csv, read_json
+from labkit.evidence import Pack, read_csv, read_json, read_manifest
 from labkit.gpt2 import GPT2
 from labkit.layout import ROOT
 from labkit.training import loop, mini_gpt2, resume
 from labkit.training.loop import Trainer
-from labkit.training.mini_gpt2 import SNAPSHOT, train_mini_gpt2
+from labkit.training.mini_gpt2 import SNAPSHOT, continue_into_pack, train_mini_gpt2
 from labkit.training.plan import EVALUATION_STEPS, MiniRun, prepare
 from labkit.training.precision import Precision
 from labkit.training.run_files import RUN_FOLDER, load_mini_gpt2
@@ -63,6 +63,19 @@ def test_a_resumed_run_has_the_losses_and_weights_of_one_that_never_stopped(tmp_
     assert all(torch.equal(weights[name], tensor) for name, tensor in whole[1].model.state_dict().items())
     assert not (tmp_path / SNAPSHOT).exists()
     assert again.rows[-1].elapsed_seconds >= again.rows[-2].elapsed_seconds
+
+
+def test_a_notebook_that_is_run_again_continues_its_run_and_begins_another_anew(tmp_path, whole):
+    pack = Pack(tmp_path, "local_cpu")
+    interrupted(tmp_path, 7)
+    seen = []
+    again = continue_into_pack(pack, RUN, "cpu", on_row=seen.append)
+    assert again.rows[-1].val_loss == whole[1].rows[-1].val_loss
+    assert f"{RUN_FOLDER}/training_log.csv" in read_manifest(tmp_path)["files"]
+    interrupted(tmp_path, 7)
+    assert continue_into_pack(pack, replace(RUN, steps=4), "cpu").rows[-1].step == 4
+    (tmp_path / SNAPSHOT).write_bytes(b"half of a snapshot")
+    assert continue_into_pack(pack, replace(RUN, steps=4), "cpu").rows[-1].step == 4
 
 
 def test_resume_without_a_snapshot_starts_at_the_beginning(tmp_path, whole):

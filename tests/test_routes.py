@@ -95,6 +95,29 @@ def test_a_gpu_route_without_its_gpu_takes_the_fallback():
     assert training_size(load_route("local_cpu"), "cpu", planned, fallback)[:2] == planned
 
 
+@pytest.mark.parametrize(
+    ("card", "gib", "batch"),
+    [
+        ("Tesla T4", 14.7, 32),  # as torch shows these cards, in GiB
+        ("NVIDIA L4", 22.2, 32),
+        ("NVIDIA A100-SXM4-40GB", 39.4, 64),
+        ("NVIDIA A100-SXM4-80GB", 79.2, 128),
+        ("Tesla K80", 11.2, 16),
+        ("a very small card", 0.01, 1),
+    ],
+)
+def test_the_batch_follows_the_memory_of_the_card_and_says_why(card, gib, batch):
+    steps, found, why = training_size(load_route("free_colab"), "cuda", (1000, 32), (300, 12), (card, gib))
+    assert (steps, found) == (1000, batch)
+    assert why == f"free_colab plans batches of 32 for a card of 15 GiB, and this {card} has {gib:.1f}"
+
+
+def test_a_card_changes_nothing_on_the_local_route_or_for_the_fallback():
+    planned, fallback = (300, 12), (100, 6)
+    assert training_size(load_route("local_cpu"), "cuda", planned, fallback, ("NVIDIA L4", 80.0))[:2] == planned
+    assert training_size(load_route("free_colab"), "cpu", planned, fallback)[:2] == fallback
+
+
 @pytest.mark.parametrize("name", ROUTE_NAMES)
 def test_every_band_is_empty_or_two_losses_that_rise(name):
     route = load_route(name)

@@ -118,9 +118,9 @@ def test_a_history_that_does_not_fit_is_the_clients_error(tiny_model, monkeypatc
             "type": "function",
             "function": {"name": "f", "arguments": '{"a": ' + "[" * 950 + "]" * 950 + "}"},
         }
-        for call in (half, deep):
-            replayed = [*HELLO, {"role": "assistant", "tool_calls": [call]}]
-            assert refused(chat(url, messages=replayed), 400, "invalid_value", "messages")
+        replayed, buried = ([*HELLO, {"role": "assistant", "tool_calls": [call]}] for call in (half, deep))
+        assert refused(chat(url, messages=replayed), 400, "invalid_value", "messages")
+        assert chat(url, messages=buried).status_code == 400, "too deep to be written, or else too long"
         assert "not a JSON object" in refused(chat(url, messages=bad), 400, "invalid_value", "messages")
         assert refused(chat(url, tools=[schema], tool_choice="required"), 400, "invalid_value", "tools")
 

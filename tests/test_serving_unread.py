@@ -14,6 +14,7 @@ import pytest
 from fastapi import FastAPI, Response
 from tiny_server import HELLO, LONG, chat, live, until
 
+from labkit.drills.answering import _connections
 from labkit.generation import Sampling
 from labkit.serving import connections
 from labkit.serving.app import create_app
@@ -99,7 +100,7 @@ def request(path, body=None):
 def connected(client, url):
     """Whether the server, which lives in this process, has the other end of the client's connection."""
     mine = client.getsockname()[1]
-    found = psutil.Process().net_connections("tcp")
+    found = _connections(psutil.Process())
     return any(c.raddr and (c.laddr.port, c.raddr.port) == (httpx.URL(url).port, mine) for c in found)
 
 

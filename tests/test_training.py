@@ -60,6 +60,9 @@ def test_the_same_loop_trains_an_adapter_and_nothing_else():
     """A PEFT-wrapped model: the base stays as it was, the adapter learns."""
     from peft import LoraConfig, get_peft_model
 
+    from labkit.generation.torchao import without_old_torchao
+
+    without_old_torchao()
     torch.manual_seed(0)
     sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64}
     base = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2))

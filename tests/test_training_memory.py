@@ -67,6 +67,9 @@ def to_train(config, mode, precision, dropout, targets=LORA_TARGETS):
     """A model of random weights as a training loop has it: adapters of rank 8, or everything trained."""
     from peft import LoraConfig, get_peft_model
 
+    from labkit.generation.torchao import without_old_torchao
+
+    without_old_torchao()
     torch.manual_seed(0)
     config.use_cache = False
     model = LlamaForCausalLM(config).to(torch.float32 if mode == "full" and precision != "bf16" else torch.bfloat16)

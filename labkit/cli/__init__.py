@@ -17,6 +17,7 @@ from labkit.cli import (  # noqa: F401  (each adds its commands to the applicati
     model,
     quantization,
     service,
+    sharing,
     training,
     tuning,
 )

@@ -1,5 +1,6 @@
 """What can be evaluated: a model in this process, or one behind an OpenAI-compatible API."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ class _Endpoint:
         try:
             streamed = self._streamed(body) if self._streams else None
             return streamed or self._whole(body)
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, *_broken_connections()) as error:
             what = f"the server at {self._root} refused a case: {error}"
             raise LabError(what, "look at the server's log") from error
 
@@ -135,6 +136,11 @@ class _Endpoint:
 
     def _create(self, **body):
         return self._client.chat.completions.with_raw_response.create(**body)
+
+
+def _broken_connections() -> list[type[Exception]]:
+    """What a stream that breaks off raises in openai before 3.0: an error of the HTTP library below, unwrapped."""
+    return [sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules]
 
 
 def _body(model: str, asked: Asked, sampling: Sampling) -> dict:

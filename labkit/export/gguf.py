@@ -15,10 +15,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
+import transformers
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
-from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.utils import logging as transformers_logging
 
 from labkit.errors import LabError
@@ -265,6 +265,11 @@ def _pre_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _rules() -> dict[str, pre_tokenizers.PreTokenizer]:
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+    except ImportError as error:
+        what = f"transformers {transformers.__version__} does not tell how llama.cpp splits texts"
+        raise LabError(what, "install the version of pyproject.toml to write GGUF files") from error
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
     spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     llama3 = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS["llama-bpe"]), "isolated")

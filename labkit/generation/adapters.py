@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from labkit.errors import LabError
 from labkit.evidence import sha256_of
 from labkit.export.checkpoint import read_config
+from labkit.generation.torchao import without_old_torchao
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "card.json"
 BASE = "__base__"  # peft's word for a row without an adapter
@@ -79,7 +80,9 @@ def adapter_revision(folder: Path, base_revision: str) -> str:
 
 @contextlib.contextmanager
 def peft_at_work() -> Iterator[None]:
-    """Silence for transformers' FutureWarning about what peft asks of a model as it lays an adapter on it."""
+    """Silence for transformers' FutureWarning about what peft asks of a model as it lays an adapter on it, and no
+    quarrel about a torchao that nobody asked for."""
+    without_old_torchao()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield

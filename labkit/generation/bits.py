@@ -53,12 +53,13 @@ def import_bitsandbytes() -> None:
     it; no code from a hub is run here, so that package is hidden from it meanwhile.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else a line for each matrix of each pass
-    with _hidden("kernels"):
+    with hidden("kernels"):
         importlib.import_module("bitsandbytes")
 
 
 @contextlib.contextmanager
-def _hidden(name: str) -> Iterator[None]:
+def hidden(name: str) -> Iterator[None]:
+    """Meanwhile no package called `name` can be found or imported."""
     held = {name: sys.modules[name]} if name in sys.modules else {}
     sys.modules[name] = None
     try:

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from labkit.environment import Device
+from labkit.environment import Device, sixteen_bits
 from labkit.generation.backends import BITSANDBYTES, require_transformers_dtype
 from labkit.generation.batch import Batch
 from labkit.generation.bits import (
@@ -86,7 +86,7 @@ def load_transformers(
     transformers_logging.disable_progress_bar()  # a bar for loading 9 MB is only noise in a log
     bits = dtype if dtype in BITSANDBYTES else ""
     dtype = "auto" if bits else dtype
-    how = {"dtype": "float32" if dtype == "auto" and device.name == "cpu" else dtype, "trust_remote_code": False, **pin}
+    how = {"dtype": _torch_type(source, dtype, device, pin), "trust_remote_code": False, **pin}
     vision = _vision(source, tokenizer, pin)
     kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
     if not bits:
@@ -95,7 +95,7 @@ def load_transformers(
             lay_out_by_column(weights)
     else:
         require_bitsandbytes(bits, device.name)
-        compute = torch.float32 if device.name == "cpu" else torch.bfloat16
+        compute = torch.float32 if device.name == "cpu" else _sixteen_bits(device)
         quantized = quantization_config(bits, compute)
         weights = kind.from_pretrained(source, **how, quantization_config=quantized, device_map={"": device.name})
         keep_odd_sizes_unpacked(weights)
@@ -111,6 +111,20 @@ def lay_out_by_column(model: PreTrainedModel) -> None:
     for module in model.modules():
         if type(module) is torch.nn.Linear:
             module.weight.data = module.weight.data.t().contiguous().t()
+
+
+def _torch_type(source: Path | str, dtype: str, device: Device, pin: Mapping[str, str]) -> str:
+    """What "auto" means here: float32 on a CPU; float16 for a bfloat16 checkpoint on a GPU that only imitates bfloat16,
+    such as the T4; else the checkpoint's own type."""
+    if dtype != "auto" or device.name != "cuda":
+        return "float32" if dtype == "auto" and device.name == "cpu" else dtype
+    own = AutoConfig.from_pretrained(source, trust_remote_code=False, **pin).dtype
+    return "float16" if own == torch.bfloat16 and _sixteen_bits(device) == torch.float16 else dtype
+
+
+def _sixteen_bits(device: Device) -> torch.dtype:
+    """The 16-bit numbers that the GPU multiplies in hardware; bfloat16 where it is not an NVIDIA one."""
+    return torch.float16 if device.name == "cuda" and sixteen_bits()[0] == "fp16" else torch.bfloat16
 
 
 def _vision(source: Path | str, tokenizer: PreTrainedTokenizerBase, pin: Mapping[str, str]) -> "Vision | None":

@@ -15,6 +15,8 @@ from labkit.adaptation.lora.run import LoraRun, Sources, tune
 from labkit.adaptation.lora.settings import PRESETS
 from labkit.adaptation.prompts import find_prompt
 from labkit.adaptation.rag import open_library
+from labkit.environment import choose_device
+from labkit.errors import LabError
 from labkit.evaluation.cases import COLUMNS, EVAL_CASES, Case, load_cases
 from labkit.evaluation.levers import Levers
 from labkit.evaluation.records import RESULT_COLUMNS, failure_table, result_row, speed
@@ -22,6 +24,8 @@ from labkit.evaluation.runner import evaluate
 from labkit.evaluation.targets import Target, model_target
 from labkit.evidence import Pack
 from labkit.generation import EMBEDDED, ChatModel, Sampling, load_chat_model
+from labkit.generation.backends import BITSANDBYTES
+from labkit.generation.bits import require_bitsandbytes
 from labkit.layout import DATA
 from labkit.levers.plan import CASES, FOLDER, LESSON, LEVERS, RESULTS, RUN, Lever
 
@@ -67,10 +71,28 @@ def pull_all(
     seeds: Sequence[int] = (13,),
     on_event: Event = lambda text: None,
 ) -> None:
-    """Pull each of `levers` alone, the trained ones once for each of `seeds`. Raises LabError as `pull` does."""
+    """Pull each of `levers` alone, the trained ones once for each of `seeds`. Raises LabError as `pull` does.
+
+    A number format that this machine cannot run, because bitsandbytes is absent or has no code for the device, is told
+    as not run, and the others go on.
+    """
     for lever in levers:
+        if why := _cannot_run(lever.dtype, task.device):
+            on_event(f"{lever.name}: not run: {why}")
+            continue
         for seed in seeds if lever.trained else seeds[:1]:
             pull(pack, lever, task, seed, on_event)
+
+
+def _cannot_run(dtype: str, device: str) -> str:
+    """Why no model can be loaded in `dtype` here; empty where one can."""
+    if dtype not in BITSANDBYTES:
+        return ""
+    try:
+        require_bitsandbytes(dtype, choose_device(device).name)
+    except LabError as error:
+        return error.what
+    return ""
 
 
 def pull(pack: Pack, lever: Lever, task: LeverTask, seed: int = 13, on_event: Event = lambda text: None) -> dict:
@@ -169,12 +191,15 @@ def bases_compared(task: LeverTask, steps: int = 8) -> list[dict]:
     """The first steps of LoRA on the base as it is and on the base in 4 bits (QLoRA), on this machine: seconds for a
     step after the first one, and the held-out loss before and after."""
     rows = []
-    for quant in ("none", "nf4"):
+    for quant, base in (("none", "16 or 32 bits"), ("nf4", "nf4")):
+        if why := _cannot_run("" if quant == "none" else quant, task.device):
+            rows.append({"base": base, "seconds a step": f"not run: {why}", "loss before": "", "loss after": ""})
+            continue
         settings = replace(PRESETS["mini"], quant=quant, steps=steps, log_every=1)
         with tempfile.TemporaryDirectory(prefix="labkit-") as scratch:
             done = tune(Sources(task.data, task.replay), Path(scratch) / quant, task.model, settings, task.device)
         second, last = done.rows[2], done.rows[-1]
         each = (last.elapsed_seconds - second.elapsed_seconds) / (last.step - second.step)
         loss = {"loss before": f"{done.rows[0].val_loss:.3f}", "loss after": f"{last.val_loss:.3f}"}
-        rows.append({"base": "16 or 32 bits" if quant == "none" else "nf4", "seconds a step": f"{each:.2f}", **loss})
+        rows.append({"base": base, "seconds a step": f"{each:.2f}", **loss})
     return rows

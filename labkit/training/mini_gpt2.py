@@ -11,7 +11,7 @@ from labkit.gpt2 import GPT2
 from labkit.training.log import LogRow
 from labkit.training.parallel import ALONE, World
 from labkit.training.plan import MiniRun, as_interrupted, check_run, measured, prepare, tokens_per_second
-from labkit.training.resume import SNAPSHOT_SECONDS, Snapshots
+from labkit.training.resume import SNAPSHOT_SECONDS, OtherRun, Snapshots
 from labkit.training.run_files import RUN_FOLDER, TRACE, FinishedRun, write_run
 
 LESSON = "13.2"
@@ -25,6 +25,17 @@ def train_into_pack(pack: Pack, run: MiniRun, device: str = "auto", **more: obje
         pack.record(RUN_FOLDER, LESSON)
         pack.record(TRACE, LESSON)
     return result
+
+
+def continue_into_pack(pack: Pack, run: MiniRun, device: str = "auto", **more: object) -> FinishedRun:
+    """`train_into_pack` for a notebook that is run again: goes on with this very run where it was interrupted.
+
+    A snapshot of another run, whose numbers or device were changed since, is left behind.
+    """
+    try:
+        return train_into_pack(pack, run, device, resume=True, **more)
+    except OtherRun:
+        return train_into_pack(pack, run, device, **more)
 
 
 def train_mini_gpt2(

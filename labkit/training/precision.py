@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from labkit.environment import sixteen_bits
 from labkit.errors import LabError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,10 +43,8 @@ def choose_precision(wanted: str = "auto", device: str = "cpu") -> Precision:
             raise LabError(f"fp16 training needs a CUDA device, and this run is on {device}", "use auto, bf16 or fp32")
         return Precision(wanted, f"asked for with --precision {wanted}")
     if device == "cuda":
-        major, minor = torch.cuda.get_device_capability()
-        if major >= 8:
-            return Precision("bf16", f"the GPU has compute capability {major}.{minor}, and bf16 begins at 8.0")
-        return Precision("fp16", f"the GPU has compute capability {major}.{minor}: no bf16, so fp16 with a scaler")
+        name, reason = sixteen_bits()
+        return Precision(name, reason + (" with a scaler" if name == "fp16" else ""))
     if device == "mps":
         return Precision("fp32", "on Apple GPUs this loop was only ever written for fp32")
     if found := sorted(CPU_BF16_FLAGS & cpu_flags()):

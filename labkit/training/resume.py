@@ -15,6 +15,10 @@ SNAPSHOT_SECONDS = 20.0
 MEASURED = ("steps", "batch_size")  # numbers of a run that may have been measured, and then belong to the snapshot
 
 
+class OtherRun(LabError):
+    """The snapshot that was found cannot be continued by this run."""
+
+
 class Snapshots:
     """One file that holds the run's last good step, and what the run is made of.
 
@@ -67,7 +71,7 @@ class Snapshots:
         names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if names:
             differs = "; ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in names)
-            raise LabError(
+            raise OtherRun(
                 f"this is not the run that was interrupted: {differs}",
                 "give the same command as before, or start anew without --resume",
             )
@@ -80,7 +84,7 @@ class Snapshots:
             held["made_of"], held["state"]["step"]
         except Exception as error:  # torch.load raises many kinds; all mean the same to a learner
             what = f"{self.path.name} is not a snapshot ({type(error).__name__})"
-            raise LabError(what, "delete it and start without --resume") from None
+            raise OtherRun(what, "delete it and start without --resume") from None
         return held
 
     def discard(self) -> None:

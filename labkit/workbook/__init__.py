@@ -6,10 +6,11 @@ nothing for it.
 
 from labkit.verification.two_hour_plan import PLAN, Box, BoxState, box_states
 from labkit.workbook.lessons import LESSONS, Lesson, lesson, run_order
-from labkit.workbook.packs import check, check_folder, checklist_markdown, open_pack, plan_rows
+from labkit.workbook.packs import check_folder, checklist_markdown, open_pack, plan_rows
 from labkit.workbook.progress import Listener, Progress, RunDisplay
 from labkit.workbook.route_plan import write_route_plan
 from labkit.workbook.runner import RunResult, parameters_for, run_workbook
+from labkit.workbook.session import begin, check
 
 __all__ = [
     "LESSONS",
@@ -21,6 +22,7 @@ __all__ = [
     "Progress",
     "RunDisplay",
     "RunResult",
+    "begin",
     "box_states",
     "check",
     "check_folder",

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from labkit.environment import EnvironmentReport
+from labkit.environment import EnvironmentReport, in_kaggle
 from labkit.evidence import Pack
 from labkit.landscape.prices import load_prices
 from labkit.landscape.tables import age_text
@@ -15,6 +15,7 @@ from labkit.routes import (
     gpu_plan_markdown,
     planned_stop,
 )
+from labkit.workbook.session import second_copy
 
 LESSON = "13.1"
 ROUTE_PLAN, GPU_PLAN, COLAB_NOTES = "compute_route.md", "gpu_plan.md", "colab_notes.md"
@@ -35,7 +36,9 @@ def write_route_plan(pack: Pack, route: Route, decision: RouteDecision, report: 
         pack.write_text(GPU_PLAN, gpu_plan_markdown(route, stop_time, gpu, price_row(route.hourly_usd)), LESSON)
         names.append(GPU_PLAN)
     if route.route == "free_colab":
-        notes = colab_notes_markdown(route, report.colab, gpu, display_path(pack.folder))
+        host = "Google Colab" if report.colab else "Kaggle" if in_kaggle() else ""
+        saved = second_copy(pack).where if host else "nowhere else: this machine is not taken away"
+        notes = colab_notes_markdown(route, host, gpu, display_path(pack.folder), saved)
         pack.write_text(COLAB_NOTES, notes, LESSON)
         names.append(COLAB_NOTES)
     text = compute_route_markdown(route, decision, report.device, report.device_reason, stop_time)
