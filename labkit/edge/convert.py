@@ -55,7 +55,9 @@ def source_of(model: str = EMBEDDED, adapter: Path | None = None) -> Iterator[So
     """
     folder = local_source(model)
     if folder is None:
-        raise LabError(f"{model} is not on this machine", "download it, for example with `hf download`; give its folder")
+        raise LabError(
+            f"{model} is not on this machine", "download it, for example with `hf download`; give its folder"
+        )
     if folder.is_file() or is_onnx_export(folder):
         raise LabError(f"{folder.name} is an export already", "give the checkpoint that it was made from")
     base = provenance(display_path(folder), folder, weights_revision(folder))
@@ -84,7 +86,9 @@ def export_onnx(
     if tool not in TOOLS:
         raise LabError(f"there is no tool {tool!r}", f"choose {', '.join(TOOLS)}")
     if why_not := onnx.why_not_exportable(source.folder):
-        raise LabError(f"{source.name} cannot be exported to ONNX: {why_not}", "use `labkit export gguf`, or its source")
+        raise LabError(
+            f"{source.name} cannot be exported to ONNX: {why_not}", "use `labkit export gguf`, or its source"
+        )
     _require_empty(out)
     if tool == BUILDER:
         onnx.export_onnx(source.folder, out, PRECISIONS[precision])
@@ -127,7 +131,9 @@ def artifact_of(folder: Path) -> Path:
     files = sorted(folder.glob("*.gguf"))
     if is_onnx_export(folder) or not files:
         if not is_onnx_export(folder):
-            raise LabError(f"{folder.name} holds no export", "make one with `labkit export onnx` or `labkit export gguf`")
+            raise LabError(
+                f"{folder.name} holds no export", "make one with `labkit export onnx` or `labkit export gguf`"
+            )
         return folder
     return files[0]
 

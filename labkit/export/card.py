@@ -79,7 +79,9 @@ def read_export_card(folder: Path) -> ExportCard:
     """The card in an export's folder. Raises LabError for a folder without one, and for a file that is no card."""
     held = read_json(Path(folder) / CARD)
     if missing := [name for name in _NEEDED if name not in held]:
-        raise LabError(f"{CARD} of {Path(folder).name} lacks {', '.join(missing)}", "make it again with `labkit export`")
+        raise LabError(
+            f"{CARD} of {Path(folder).name} lacks {', '.join(missing)}", "make it again with `labkit export`"
+        )
     try:
         source, adapter = Provenance(**held["source"]), held["adapter"] and Provenance(**held["adapter"])
         return ExportCard(**{**{name: held[name] for name in _NEEDED}, "source": source, "adapter": adapter})

@@ -83,7 +83,10 @@ def olive_arguments(model: Path, out: Path, precision: str) -> list[str]:
 
 def olive_config(model: Path, out: Path, cache: Path, precision: str) -> dict:
     """Olive's route by a configuration: the same conversion as one pass, for `olive run --config FILE`."""
-    system = {"type": "LocalSystem", "accelerators": [{"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}]}
+    system = {
+        "type": "LocalSystem",
+        "accelerators": [{"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}],
+    }
     return {
         "input_model": {"type": "HfModel", "model_path": str(model)},
         "systems": {"local_system": system},

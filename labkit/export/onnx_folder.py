@@ -38,7 +38,11 @@ def graph_facts(folder: Path) -> GraphFacts:
         raise LabError(f"{GRAPH} of {folder.name} is not an ONNX graph", "export the model again") from error
     packed = [{a.name: a.i for a in node.attribute} for node in graph.node if node.op_type == "MatMulNBits"]
     taken = {name for node in graph.node if node.op_type == "MatMulNBits" for name in node.input[1:]}
-    plain = [t for t in graph.initializer if t.name not in taken and t.data_type in _FLOATS and not t.name.startswith(_COMPUTED)]
+    plain = [
+        t
+        for t in graph.initializer
+        if t.name not in taken and t.data_type in _FLOATS and not t.name.startswith(_COMPUTED)
+    ]
     count = sum(matrix["K"] * matrix["N"] for matrix in packed) + sum(math.prod(tensor.dims) for tensor in plain)
     if packed:
         return GraphFacts(count, f"int{min(matrix['bits'] for matrix in packed)}")

@@ -28,6 +28,7 @@ LESSONS = (
     Lesson("13.4", "13_4_release_runbook.ipynb", "Release runbook"),
     Lesson("13.5", "13_5_model_landscape.ipynb", "Model landscape"),
     Lesson("13.6", "13_6_adaptation.ipynb", "Adaptation"),
+    Lesson("13.7", "13_7_edge_deployment.ipynb", "Edge deployment"),
 )
 
 
@@ -79,6 +80,12 @@ PLAN = (
         "13.6",
         "Pull one lever at a time, and decide on fine-tuning",
         ("lever_table.csv", "adapter/", "before_after.csv", "lora_decision.md"),
+    ),
+    Box(
+        20,
+        "13.7",
+        "Convert the model for a small machine, and check the conversion",
+        ("edge_report.json", "inference_model.json", "quality_checklist.json"),
     ),
 )
 

@@ -1,0 +1,90 @@
+"""Lesson 13.7: what was converted, whether its answers are still the source's, and what follows from it."""
+
+from labkit.edge.checklist import GROWTH_LIMIT, growth_of, slope_of
+from labkit.edge.decision import decide_export, label_of
+from labkit.errors import LabError
+from labkit.evaluation.compare import compare_runs, read_run
+from labkit.export.foundry import INFERENCE_MODEL, check_inference_model
+from labkit.verification.reading import PackReader, require_keys
+from labkit.verification.verdicts import Contradiction, NotYet
+
+REPORT, CHECKLIST = "edge_report.json", "quality_checklist.json"
+RUNS = "edge"
+_CHECK = ("cases", "answers_differ", "share", "limit", "flagged", "passed", "broken", "fixed")
+_CARD = ("kind", "precision", "tool", "source", "files", "versions", "command", "check")
+
+
+def check_report(pack: PackReader) -> str:
+    """The decision is the one that follows from the exports, and each check is what the answers in the pack say."""
+    report = require_keys(pack.json(REPORT), ("exports", "decision"), REPORT)
+    exports = report["exports"]
+    if not isinstance(exports, list) or not exports:
+        raise NotYet(f"{REPORT} has no exports")
+    made = [export for export in exports if not _not_run(export)]
+    for export in made:
+        _check_export(pack, export)
+    if not made:
+        raise NotYet(f"{REPORT}: no export was made: {_not_run(exports[0])}")
+    decided = decide_export(exports)
+    said = require_keys(report["decision"], ("choice", "refused"), REPORT)
+    if (said["choice"], said["refused"]) != (decided.choice, decided.refused):
+        raise Contradiction(f"{REPORT} says {said['choice']}, its own exports say {decided.choice}")
+    missed = [label_of(export) for export in exports if _not_run(export)]
+    told = f"; not run: {', '.join(missed)}" if missed else ""
+    return f"{decided.choice}: {decided.reason}{told}"
+
+
+def _not_run(export: object) -> str:
+    if not isinstance(export, dict) or not {"kind", "precision"} <= export.keys():
+        raise NotYet(f"{REPORT} holds an export without kind and precision")
+    return str(export.get("not_run") or "")
+
+
+def _check_export(pack: PackReader, export: dict) -> None:
+    name = label_of(export)
+    require_keys(export, _CARD, f"{REPORT}, {name}")
+    check = require_keys(export["check"], _CHECK, f"{REPORT}, {name}, check")
+    try:
+        folder = pack.path(RUNS)
+        before, after = (read_run(folder / run.replace(" ", "-")) for run in ("source", name))
+        found = compare_runs(before, after)
+        share, limit = float(check["share"]), float(check["limit"])
+    except LabError as error:
+        raise NotYet(f"{name}: {error.what}") from None
+    except (TypeError, ValueError):
+        raise NotYet(f"{REPORT}, {name}: share and limit are not numbers") from None
+    differ = [change.case_id for change in found.changes if change.before != change.after]
+    counted = (sorted(differ), sorted(found.ids("broken")), sorted(found.ids("fixed")))
+    if counted != tuple(sorted(check[key]) for key in ("answers_differ", "broken", "fixed")):
+        raise Contradiction(f"{REPORT} and the answers below {RUNS}/ differ for {name}")
+    if abs(share - len(differ) / len(found.changes)) > 1e-3 or check["flagged"] != (share > limit):
+        raise Contradiction(f"{REPORT}, {name}: {len(differ)} of {len(found.changes)} answers differ, it says {share}")
+
+
+def check_checklist(pack: PackReader) -> str:
+    """Slope and growth are those of the measurements beside them, and no item passes against them."""
+    found = require_keys(pack.json(CHECKLIST), ("items", "latencies", "memory", "slope", "growth", "passed"), CHECKLIST)
+    try:
+        slope = slope_of([(row["tokens"], 1000 * row["seconds"]) for row in found["latencies"]])
+        growth = growth_of(found["memory"])
+        items = {item["name"]: item["passed"] for item in found["items"]}
+        said = (float(found["slope"]), float(found["growth"]))
+    except (KeyError, TypeError, ValueError):
+        raise NotYet(f"{CHECKLIST} is not a checklist of `labkit edge-check`") from None
+    if abs(slope - said[0]) > 1e-6 * max(1, abs(slope)) or abs(growth - said[1]) > 1e-6 * max(1, abs(growth)):
+        raise Contradiction(f"{CHECKLIST}: slope and growth are not those of its measurements")
+    if items.get("memory growth") != (growth <= GROWTH_LIMIT) or found["passed"] != all(items.values()):
+        raise Contradiction(f"{CHECKLIST}: what it says of its items is not what was measured")
+    failed = [name for name, passed in items.items() if not passed]
+    told = f"not held: {', '.join(failed)}" if failed else "all held"
+    return f"{len(items)} items, {told}; {slope:.3f} ms a token of the prompt"
+
+
+def check_inference(pack: PackReader) -> str:
+    """inference_model.json keeps to its schema."""
+    held = pack.json(INFERENCE_MODEL)
+    try:
+        check_inference_model(held)
+    except LabError as error:
+        raise NotYet(error.what) from None
+    return f"{held['Name']}, with the roles {', '.join(held['PromptTemplate'])}"
