@@ -362,6 +362,7 @@ def test_no_server_is_an_error_with_a_remedy():
 def test_embedded_model_answers_at_least_90_percent_of_held_out_prompts(embedded):
     """The bar that the shipped weights must clear: exact checks on phrasings and names that training never had."""
     cases = load_cases(DATA / "corpus" / "held_out_cases.csv")
-    results = evaluate(model_target(embedded), cases, Sampling(max_tokens=96))
+    target = model_target(embedded)
+    results = evaluate(target, cases, Sampling(max_tokens=96), concurrency=target.concurrency)
     passed = sum(result.verdict.passed for result in results)
     assert passed / len(results) >= 0.9, summarise(results, parrot(""), Sampling(), "local_cpu")["failures"]

@@ -125,7 +125,7 @@ def edge_check(
     plot: Annotated[Path | None, typer.Option(help="also draw latency and memory into this PNG file")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON for a program")] = False,
 ) -> None:
-    """The quality checklist of a conversion: answers, structure, memory, latency, odd inputs; exit 1 where one fails."""
+    """Check a conversion: answers, structure, memory, latency, odd inputs; exit 1 where one item fails."""
     from labkit.edge.checklist import run_checklist
     from labkit.edge.convert import artifact_of
     from labkit.edge.fidelity import answers, require_share

@@ -4,17 +4,16 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 
 import psutil
 
 from labkit.edge.fidelity import LIMIT, Fidelity, compare_answers
+from labkit.edge.measures import GROWTH_LIMIT, Checklist, EdgeCase, Item, Latency, growth_of, slope_of
 from labkit.errors import LabError
 from labkit.evaluation.runner import Result
 from labkit.generation import ChatModel, Sampling
 
 GENERATIONS, EVERY = 200, 5
-GROWTH_LIMIT = 2.0  # MB for 100 generations; what a leak of one prompt's keys and values exceeds
 SHORTEST = 16  # tokens
 REPEATS = 5
 SPREAD_LIMIT = 3.0  # slowest over median at one length
@@ -35,58 +34,6 @@ EDGE_CASES = {
     "ten contexts long": "refund ",
 }
 TOO_LONG = "ten contexts long"
-
-
-@dataclass(frozen=True)
-class Item:
-    """One line of the checklist. `passed` is measured, never ticked; `limit` says what would have failed."""
-
-    name: str
-    passed: bool
-    measured: str
-    limit: str
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Seconds to the first token after a prompt of `tokens`: the median and the slowest of the repeats."""
-
-    tokens: int
-    seconds: float
-    slowest: float
-
-
-@dataclass(frozen=True)
-class EdgeCase:
-    """What became of an odd input: an answer (`refusal` empty), or the words of a refusal. `tokens` of its answer."""
-
-    name: str
-    tokens: int
-    refusal: str
-
-
-@dataclass(frozen=True)
-class Checklist:
-    """All lines, and the measurements behind them. `memory` are pairs of generation and resident MB (10^6 bytes);
-    `slope` is milliseconds for a token of the prompt, `growth` MB for 100 generations."""
-
-    model: str
-    revision: str
-    backend: str
-    dtype: str
-    items: tuple[Item, ...]
-    latencies: tuple[Latency, ...]
-    slope: float
-    memory: tuple[tuple[int, float], ...]
-    growth: float
-    edge_cases: tuple[EdgeCase, ...]
-
-    @property
-    def passed(self) -> bool:
-        return all(item.passed for item in self.items)
-
-    def as_dict(self) -> dict:
-        return {**asdict(self), "passed": self.passed}
 
 
 def run_checklist(
@@ -129,11 +76,6 @@ def memory_over(model: ChatModel, generations: int) -> list[tuple[int, float]]:
     return rows
 
 
-def growth_of(memory: Sequence[tuple[int, float]]) -> float:
-    """MB for 100 generations after the first quarter, which fills buffers: the slope of the least squares."""
-    return 100 * slope_of(memory[len(memory) // 4 :])
-
-
 def latency_over(model: ChatModel, repeats: int) -> list[Latency]:
     """From SHORTEST tokens to the context, each length twice the one before. Every prompt is a new random one, so that
     none is remembered."""
@@ -156,11 +98,6 @@ def _first_token(model: ChatModel, ids: Sequence[int]) -> float:
     took = time.perf_counter() - started
     rows.leave(0)
     return took
-
-
-def slope_of(points: Sequence[tuple[float, float]]) -> float:
-    """Of the straight line with the least squares through the points."""
-    return statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
 def edge_cases(model: ChatModel) -> list[EdgeCase]:
@@ -202,8 +139,8 @@ def _memory(growth: float, generations: int) -> Item:
 def _latency(rows: Sequence[Latency], slope: float) -> Item:
     worst = max(rows, key=lambda row: row.slowest / row.seconds)
     spread = worst.slowest / worst.seconds
-    ends = f"{1000 * rows[0].seconds:.1f} ms at {rows[0].tokens} tokens, {1000 * rows[-1].seconds:.1f} at {rows[-1].tokens}"
-    measured = f"{ends}, {slope:.3f} ms a token; slowest {spread:.1f} x the median, at {worst.tokens}"
+    shortest, longest = (f"{1000 * row.seconds:.1f} ms at {row.tokens} tokens" for row in (rows[0], rows[-1]))
+    measured = f"{shortest}, {longest}, {slope:.3f} ms a token; slowest {spread:.1f} x the median, at {worst.tokens}"
     return Item(
         "latency over length", spread <= SPREAD_LIMIT, measured, f"{SPREAD_LIMIT:.0f} x the median of its length"
     )

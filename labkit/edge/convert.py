@@ -104,7 +104,7 @@ def export_onnx(
 def export_gguf(source: Source, out: Path, quant: str = "Q4_K_M") -> ExportCard:
     """Write `source` into the folder `out`, empty or new, as one GGUF file with its card.
 
-    `quant` is one of QUANTS. Raises LabError without llama-cpp-python (but for F16), and for a model that it cannot hold.
+    `quant` is one of QUANTS. Raises LabError without llama-cpp-python (but for F16), and for another architecture.
     """
     from labkit.export.gguf import quantize_gguf, write_gguf
 
@@ -126,7 +126,7 @@ def export_gguf(source: Source, out: Path, quant: str = "Q4_K_M") -> ExportCard:
 
 
 def artifact_of(folder: Path) -> Path:
-    """What is loaded from an export's folder: itself, or the GGUF file in it. Raises LabError where neither is there."""
+    """What is loaded from an export's folder: itself, or the GGUF file in it. Raises LabError without either."""
     folder = Path(folder)
     files = sorted(folder.glob("*.gguf"))
     if is_onnx_export(folder) or not files:

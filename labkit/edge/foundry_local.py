@@ -16,8 +16,8 @@ from pathlib import Path
 from labkit.errors import LabError
 from labkit.evaluation.levers import Asked
 from labkit.evaluation.targets import Reply, Target
-from labkit.export.onnx_folder import graph_facts
 from labkit.export.checkpoint import weights_revision
+from labkit.export.onnx_folder import graph_facts
 from labkit.generation import Sampling
 from labkit.layout import STATE, without_paths
 

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from labkit.edge.checklist import GENERATIONS, Checklist, run_checklist
+from labkit.edge.checklist import GENERATIONS, run_checklist
 from labkit.edge.convert import artifact_of, export_gguf, export_onnx, source_of
 from labkit.edge.decision import EdgeDecision, decide_export, label_of, size_of
 from labkit.edge.fidelity import LIMIT, answers_of, compare_answers
 from labkit.edge.foundry_local import loaded_in_foundry
+from labkit.edge.measures import Checklist
 from labkit.errors import LabError
 from labkit.evaluation.cases import EVAL_CASES, Case, load_cases
 from labkit.evaluation.records import RESULT_COLUMNS, result_row
@@ -17,7 +18,8 @@ from labkit.evaluation.runner import Result
 from labkit.evaluation.targets import Target, model_target
 from labkit.evidence import Pack
 from labkit.export.card import read_export_card
-from labkit.export.foundry import INFERENCE_MODEL, inference_model
+from labkit.export.foundry import inference_model
+from labkit.export.inference_model import INFERENCE_MODEL
 from labkit.generation import EMBEDDED, ChatModel, load_chat_model
 
 LESSON = "13.7"

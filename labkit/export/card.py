@@ -25,8 +25,8 @@ class Provenance:
 class ExportCard:
     """What lies beside an export.
 
-    `files` are all of its files, name to bytes and sha256. `adapter` was merged into `source` before; None without one.
-    `check` is what a comparison of its answers with the source's found (labkit.edge.fidelity), None where none was made.
+    `files` are all of its files, name to bytes and sha256. `adapter` was merged into `source` before; None without.
+    `check` is what a comparison with the source's answers found (labkit.edge.fidelity), None where none was made.
     No time stands in it, so that the same command leaves the same card.
     """
 

@@ -6,22 +6,19 @@ name and prompt from it (learn.microsoft.com/azure/foundry-local/how-to/how-to-c
 from 2.2 on registers the folder instead and reads the chat template itself.
 """
 
-import json
 import shutil
 from pathlib import Path
 
-import jsonschema
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from labkit.errors import LabError
-from labkit.evidence import json_text, read_json, write_atomically
+from labkit.evidence import json_text, write_atomically
 from labkit.export.checkpoint import read_config
+from labkit.export.inference_model import INFERENCE_MODEL, check_inference_model
 from labkit.export.onnx import GENAI_CONFIG
 from labkit.export.onnx_folder import is_onnx_export
 from labkit.export.prompt_template import derive_template
 
-INFERENCE_MODEL = "inference_model.json"
-SCHEMA = Path(__file__).parent.parent / "templates" / "inference_model.schema.json"
 PUBLISHER = "labkit"
 
 # Both generations of Foundry Local's command line, as their documentation has them. They are for Windows and macOS and
@@ -40,7 +37,7 @@ def inference_model(export: Path, name: str, description: str, version: str = "1
     """The contents of inference_model.json for the ONNX export in a folder, checked against the schema.
 
     The numbers are those of its genai_config.json, which the builder took from the generation configuration.
-    Raises LabError for a folder that holds no export, a template that strings cannot say, and a name that no folder has.
+    Raises LabError for a folder that holds no export, a template that strings cannot say, and a name that is none.
     """
     _require_export(export)
     with_tokenizer = AutoTokenizer.from_pretrained(
@@ -57,22 +54,6 @@ def inference_model(export: Path, name: str, description: str, version: str = "1
     }
     check_inference_model(made)
     return made
-
-
-def check_inference_model(value: object) -> None:
-    """Raises LabError, naming the field, where `value` is not as the schema has it."""
-    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    problem = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
-    if problem is not None:
-        place = "/".join(map(str, problem.absolute_path)) or "the whole file"
-        raise LabError(f"{INFERENCE_MODEL}, {place}: {problem.message[:200]}", "mend that field")
-
-
-def read_inference_model(folder: Path) -> dict:
-    """Raises LabError for a folder without the file, or with one that the schema refuses."""
-    held = read_json(Path(folder) / INFERENCE_MODEL)
-    check_inference_model(held)
-    return held
 
 
 def lay_out(export: Path, cache: Path, made: dict, publisher: str = PUBLISHER) -> Path:

@@ -41,7 +41,7 @@ def olive_ready() -> bool:
 
 
 def make_environment() -> Path:
-    """The folder of the environment, which is made where it is not there: some minutes and gigabytes, for torch is in it.
+    """The folder of the environment, made where it is not there: some minutes and gigabytes, for torch is in it.
 
     It is complete or not there. Raises LabError when pip cannot install it, for instance without a network.
     """

@@ -177,8 +177,8 @@ def load_chat_model(
     adapter: str | Path = "",
     adapters: Mapping[str, str | Path] | None = None,
 ) -> ChatModel:
-    """Load `model`: the embedded model's name, a folder with a transformers checkpoint or an ONNX export, a GGUF file, or
-    a hub id.
+    """Load `model`: the embedded model's name, a folder with a transformers checkpoint or an ONNX export, a GGUF file,
+    or a hub id.
 
     `device` is auto, cpu, cuda or mps; `backend` is auto, transformers, onnx or llama.cpp (see `choose_backend`);
     None is the reference: transformers, llama.cpp for a GGUF file, and onnx for an ONNX export.

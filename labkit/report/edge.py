@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.text import Text
 
-from labkit.edge.checklist import Checklist
+from labkit.edge.measures import Checklist
 from labkit.report.tables import wrapping_table
 
 

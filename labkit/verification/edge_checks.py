@@ -1,10 +1,10 @@
 """Lesson 13.7: what was converted, whether its answers are still the source's, and what follows from it."""
 
-from labkit.edge.checklist import GROWTH_LIMIT, growth_of, slope_of
 from labkit.edge.decision import decide_export, label_of
+from labkit.edge.measures import GROWTH_LIMIT, growth_of, slope_of
 from labkit.errors import LabError
 from labkit.evaluation.compare import compare_runs, read_run
-from labkit.export.foundry import INFERENCE_MODEL, check_inference_model
+from labkit.export.inference_model import INFERENCE_MODEL, check_inference_model
 from labkit.verification.reading import PackReader, require_keys
 from labkit.verification.verdicts import Contradiction, NotYet
 
