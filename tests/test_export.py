@@ -119,7 +119,7 @@ def test_the_card_names_source_tools_command_and_every_file(exported, even_folde
 
 
 def test_a_changed_file_and_a_folder_without_a_card_are_told(exported, tmp_path):
-    folder, cards = exported
+    _, cards = exported
     (tmp_path / "model.onnx").write_bytes(b"other")
     assert "model.onnx" in changed_files(tmp_path, cards["int4"])
     with pytest.raises(LabError, match=r"export\.json is missing"):
@@ -287,8 +287,9 @@ QWEN = (
     + CHATML
 )
 MISTRAL = (
-    "<s>{% for m in messages %}{% if m['role'] == 'user' %}[INST] {% if loop.last and messages[0]['role'] == 'system' %}"
-    "{{ messages[0]['content'] }}\n\n{% endif %}{{ m['content'] }}[/INST]"
+    "<s>{% for m in messages %}{% if m['role'] == 'user' %}[INST] "
+    "{% if loop.last and messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}\n\n{% endif %}"
+    "{{ m['content'] }}[/INST]"
     "{% elif m['role'] == 'assistant' %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
 )
 PHI = (
@@ -302,7 +303,8 @@ PHI_FIRST = (
 GEMMA = (
     "<bos>{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
-    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 FAMILIES = {
     "chatml": (CHATML, True),
