@@ -13,8 +13,8 @@ NOTES = (
     "and top-1 are against float32 on the same tokens; judge a format by them, not by perplexity, which may fall by "
     "chance. The peak is that of the process without what Python and the libraries take. The formula counts weights "
     "that a format leaves alone in 16 bit: on a CPU bitsandbytes keeps them in 32. A size is not bits / 32 of "
-    "float32's: scales come on top, embeddings and norms stay wider, and a graph may hold a tied embedding twice. Cores "
-    "is the processor's time by the time that passed, while it answers."
+    "float32's: scales come on top, embeddings and norms stay wider, and a graph may hold a tied embedding twice. "
+    "Cores is the processor's time by the time that passed, while it answers."
 )
 
 
