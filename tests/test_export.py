@@ -21,7 +21,7 @@ from labkit.evaluation.targets import Reply
 from labkit.export import olive
 from labkit.export.card import CARD, changed_files, read_export_card
 from labkit.export.foundry import commands, inference_model, lay_out
-from labkit.export.inference_model import check_inference_model, read_inference_model
+from labkit.export.inference_model import INFERENCE_MODEL, check_inference_model
 from labkit.export.onnx_folder import graph_facts, is_onnx_export
 from labkit.export.prompt_template import PROBES, derive_template
 from labkit.generation import Sampling, load_chat_model
@@ -121,7 +121,7 @@ def test_the_card_names_source_tools_command_and_every_file(exported, even_folde
 def test_a_changed_file_and_a_folder_without_a_card_are_told(exported, tmp_path):
     _, cards = exported
     (tmp_path / "model.onnx").write_bytes(b"other")
-    assert "model.onnx" in changed_files(tmp_path, cards["int4"])
+    assert changed_files(tmp_path, cards["int4"]) == sorted(cards["int4"].files)
     with pytest.raises(LabError, match=r"export\.json is missing"):
         read_export_card(tmp_path)
     (tmp_path / CARD).write_text('{"kind": "onnx"}')
@@ -372,7 +372,8 @@ def test_an_export_is_laid_out_for_foundry_local(exported, tmp_path):
     folder = lay_out(export, tmp_path, made, "me")
     assert folder == tmp_path / "me" / "mini-int4"
     assert is_onnx_export(folder)
-    assert read_inference_model(folder) == made
+    assert json.loads((folder / INFERENCE_MODEL).read_text()) == made
+    assert changed_files(folder, read_export_card(folder)) == []
     assert graph_facts(folder).dtype == "int4"
     with pytest.raises(LabError, match="me/mini-int4 is there already"):
         lay_out(export, tmp_path, made, "me")

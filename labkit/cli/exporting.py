@@ -131,11 +131,15 @@ def edge_check(
     from labkit.edge.fidelity import answers, require_share
     from labkit.evaluation.cases import EVAL_CASES, load_cases
     from labkit.evidence import json_text, write_atomically
+    from labkit.export.card import changed_files, read_export_card
     from labkit.generation import load_chat_model
 
     require_share(limit)
     if not folder.is_dir():
         raise LabError(f"there is no folder called {folder.name}", "give the one that `labkit export` wrote")
+    if changed := changed_files(folder, read_export_card(folder)):
+        what = f"{', '.join(changed)} of {folder.name} is not what was exported: its card has another hash"
+        raise LabError(what, "make the export again")
     asked, model = load_cases(cases or EVAL_CASES), load_chat_model(str(artifact_of(folder)))
     before = answers(load_chat_model(source, "cpu", "float32", adapter=str(adapter or "")), asked)
     found = run_checklist(model, before, answers(model, asked), limit, generations)

@@ -90,6 +90,6 @@ def read_export_card(folder: Path) -> ExportCard:
 
 
 def changed_files(folder: Path, card: ExportCard) -> list[str]:
-    """The names of files that are not as the card says: changed, missing or added."""
+    """The names of the card's files that are changed or missing; what was added beside them is not asked."""
     now = files_of(folder)
-    return sorted(name for name in {*now, *card.files} if now.get(name) != card.files.get(name))
+    return sorted(name for name, held in card.files.items() if now.get(name) != held)

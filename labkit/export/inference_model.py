@@ -6,7 +6,6 @@ from pathlib import Path
 import jsonschema
 
 from labkit.errors import LabError
-from labkit.evidence import read_json
 
 INFERENCE_MODEL = "inference_model.json"
 SCHEMA = Path(__file__).parent.parent / "templates" / "inference_model.schema.json"
@@ -19,10 +18,3 @@ def check_inference_model(value: object) -> None:
     if problem is not None:
         place = "/".join(map(str, problem.absolute_path)) or "the whole file"
         raise LabError(f"{INFERENCE_MODEL}, {place}: {problem.message[:200]}", "mend that field")
-
-
-def read_inference_model(folder: Path) -> dict:
-    """Raises LabError for a folder without the file, or with one that the schema refuses."""
-    held = read_json(Path(folder) / INFERENCE_MODEL)
-    check_inference_model(held)
-    return held

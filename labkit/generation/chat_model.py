@@ -212,8 +212,9 @@ def _load_base(
     source = local_source(model)
     if source is not None and revision:
         _require_revision(source, revision)
-    backend = backend or _own_backend(source)
-    chosen = ONNX_DEVICE if (backend, device) == (ONNX, "auto") else choose_device(device)
+    own = _own_backend(source)
+    backend = backend or own
+    chosen = ONNX_DEVICE if device == "auto" and ONNX in (backend, own) else choose_device(device)
     picked = choose_backend(backend, source, chosen.name, dtype, adapted)
     if picked.name == LLAMA_CPP:
         from labkit.generation.llama_cpp_network import load_llama_cpp
