@@ -61,6 +61,10 @@ def test_without_the_extras_the_lesson_says_not_run_and_goes_on(lesson_pack):
     assert foundry == {"not_run": "the Foundry Local SDK is not installed"}
     rows = lesson.difference_table(task)
     assert [row["export"] for row in rows] == ["onnx int4", "gguf Q4_K_M"]
+    assert "by labkit export onnx data/models/mini-instruct --precision int4" in lesson.card_text(
+        task.exports["onnx int4"]
+    )
+    assert lesson.card_text(task.exports["gguf Q4_K_M"]) == "not run: llama-cpp-python is not installed"
     assert rows[1]["answers that differ"] == "not run: llama-cpp-python is not installed"
     report = json.loads(pack.path("edge_report.json").read_text())
     assert report["decision"]["choice"] == "onnx int4"

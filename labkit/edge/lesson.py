@@ -54,22 +54,35 @@ class EdgeTask:
 def convert(pack: Pack, task: EdgeTask, kind: str, precision: str, on_event: Event = lambda text: None) -> dict:
     """Export, ask every case, compare with the source, and leave the answers in the pack; the export's card as a dict.
 
-    Where a package is missing, the dict says so under not_run, and nothing fails.
+    Where a package is missing, or the model is of an architecture that cannot be converted, the dict says so under
+    not_run. Raises LabError for a model or an adapter that is none.
     """
     name = f"{kind} {precision}"
     on_event(f"{name}: converting")
     out = task.folder / name
-    try:
-        with source_of(task.model, task.adapter) as source:
+    with source_of(task.model, task.adapter) as source:
+        if "source" not in task.runs:
+            _asked(pack, task, "source", model_target(load_chat_model(str(source.folder), "cpu", "float32")))
+        try:
             (export_onnx if kind == "onnx" else export_gguf)(source, out, precision)
-            if "source" not in task.runs:
-                _asked(pack, task, "source", model_target(load_chat_model(str(source.folder), "cpu", "float32")))
-        _asked(pack, task, name, model_target(task.load(name)))
-    except LabError as error:
-        return _kept(pack, task, {"kind": kind, "precision": precision, "not_run": error.what})
+        except LabError as error:
+            return _kept(pack, task, {"kind": kind, "precision": precision, "not_run": error.what})
+    _asked(pack, task, name, model_target(task.load(name)))
     check = compare_answers(task.runs["source"], task.runs[name], task.limit)
     on_event(f"{name}: {check.sentence}")
     return _kept(pack, task, {**asdict(read_export_card(out)), "check": check.as_dict()})
+
+
+def card_text(export: Mapping) -> str:
+    """What an export's card says of its origin, for people."""
+    if export.get("not_run"):
+        return f"not run: {export['not_run']}"
+    adapter = export["adapter"]
+    made_of = [export["source"], *([adapter] if adapter else [])]
+    hashes = [f"{part['name']}, {file}: sha256 {sha}" for part in made_of for file, sha in part["files"].items()]
+    versions = ", ".join(f"{name} {version}" for name, version in export["versions"].items())
+    files = [f"{name}: {held['bytes']:,} bytes, sha256 {held['sha256'][:12]}" for name, held in export["files"].items()]
+    return "\n".join(["made of", *hashes, f"by {export['command']}", f"with {versions}", "files", *files])
 
 
 def difference_table(task: EdgeTask) -> list[dict]:
