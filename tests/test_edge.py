@@ -100,6 +100,7 @@ def test_an_overclaim_is_contradicted(copied, name, alter, said):
     [
         ("edge_report.json", lambda r: r.update(exports=[]), "exports"),
         ("edge_report.json", lambda r: r["exports"][0].update(check=None), "check"),
+        ("edge_report.json", lambda r: r["exports"][0].update(files=[]), "no sizes"),
         ("inference_model.json", lambda m: m.update(Version="latest"), "Version"),
         ("quality_checklist.json", lambda c: c["latencies"][0].pop("tokens"), "not a checklist"),
     ],

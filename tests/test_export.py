@@ -13,7 +13,7 @@ from labkit.edge import convert
 from labkit.edge.decision import decide_export
 from labkit.edge.fidelity import compare_answers
 from labkit.errors import LabError
-from labkit.evaluation.cases import load_cases
+from labkit.evaluation.cases import EVAL_CASES, load_cases
 from labkit.evaluation.checks import Verdict
 from labkit.evaluation.levers import plainly
 from labkit.evaluation.runner import Result
@@ -31,8 +31,8 @@ HELLO = [{"role": "user", "content": "hello there"}]
 
 @pytest.fixture(scope="session")
 def even_folder(tmp_path_factory):
-    """Heads 16 wide, which onnxruntime runs."""
-    return make_tiny_model(tmp_path_factory.mktemp("models") / "even", hidden_size=64, head_dim=16)
+    """Heads 16 wide and whole blocks of weights, which onnxruntime runs."""
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "even", hidden_size=64, intermediate_size=128)
 
 
 @pytest.fixture(scope="session")
@@ -178,7 +178,7 @@ def test_answers_that_differ_are_counted_beside_the_verdicts_and_too_many_are_fl
 def test_a_flagged_export_ends_the_command_with_1_and_its_card_says_so(even_folder, tmp_path, monkeypatch):
     """The random model's int4 answers are not those of its source."""
     cases = tmp_path / "cases.csv"
-    lines = Path(load_cases.__globals__["EVAL_CASES"]).read_text().splitlines()
+    lines = EVAL_CASES.read_text().splitlines()
     cases.write_text("\n".join(lines[:4]) + "\n")
     monkeypatch.setattr("labkit.edge.fidelity.DECODING", Sampling(max_tokens=16))
     out = tmp_path / "out"

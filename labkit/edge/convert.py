@@ -151,7 +151,7 @@ def check_export(source: Source, out: Path, card: ExportCard, cases: Sequence[Ca
 
 def _require_empty(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise LabError(f"the folder {out.name} is not empty", "choose another folder with --out")
+        raise LabError(f"the folder {out.resolve().name} is not empty", "choose another folder with --out")
 
 
 def _card(
