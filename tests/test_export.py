@@ -1,6 +1,7 @@
 """Conversions: their cards, the check against their source, Olive's routes, and the strings of prompt templates."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -175,8 +176,15 @@ def test_answers_that_differ_are_counted_beside_the_verdicts_and_too_many_are_fl
         compare_answers(before, answered(["a"]))
 
 
-def test_a_flagged_export_ends_the_command_with_1_and_its_card_says_so(even_folder, tmp_path, monkeypatch):
-    """The random model's int4 answers are not those of its source."""
+def test_a_flagged_export_ends_the_command_with_1_and_its_card_says_so(exported, even_folder, tmp_path, monkeypatch):
+    """The random model's int4 answers are not those of its source. It was exported before."""
+    folder, cards = exported
+
+    def export_again(source, out, *_):
+        shutil.copytree(folder / "int4", out)
+        return cards["int4"]
+
+    monkeypatch.setattr(convert, "export_onnx", export_again)
     cases = tmp_path / "cases.csv"
     lines = EVAL_CASES.read_text().splitlines()
     cases.write_text("\n".join(lines[:4]) + "\n")
@@ -352,7 +360,7 @@ def test_the_strings_are_those_that_the_families_publish():
             "{% for m in messages %}{{ loop.index }}: {{ m['content'] }}\n{% endfor %}",
             "first question is written otherwise",
         ),
-        ("{% for m in messages %}{{ m['content'] | upper }}\n{% endfor %}", "stands in it not once"),
+        ("{% for m in messages %}{{ m['content'] | upper }}\n{% endfor %}", "stands in it changed"),
         ("{% for m in messages %}<{{ m['content'] | replace('\n', ' ') }}>{% endfor %}", "a chat comes out otherwise"),
     ],
 )

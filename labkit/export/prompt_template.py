@@ -88,6 +88,8 @@ def template_of(render: Render) -> PromptTemplate:
     if not (begun.startswith(one) and two.startswith(one) and three.startswith(two)):
         raise _cannot("an earlier turn is written otherwise once a later one follows")
     turn = three[len(two) :].replace(_SECOND, CONTENT)
+    if turn.count(CONTENT) != 1:
+        raise _cannot("a turn's text stands in it changed, or not once")
     if not one.endswith(turn.replace(CONTENT, _USER)):
         raise _cannot("the first question is written otherwise than the second")
     template = PromptTemplate(
@@ -98,7 +100,7 @@ def template_of(render: Render) -> PromptTemplate:
     )
     for text in template.as_dict().values():
         if text.count(CONTENT) != 1:
-            raise _cannot("a turn's text stands in it not once")
+            raise _cannot("a turn's text stands in it changed, or not once")
     if differing := differences(template, render):
         raise _cannot(f"a chat comes out otherwise: {differing[0]!r}")
     return template
