@@ -301,6 +301,31 @@ def quantization_plot(rows: Sequence, model: str) -> Plot:
     return figure
 
 
+def edge_plot(checklist: Mapping) -> Plot:
+    """Time to the first token over the prompt's length, with its slope, and resident memory over many answers.
+
+    `checklist` is quality_checklist.json. Bars reach to the slowest repeat; the line is the least squares of medians.
+    """
+    figure = Plot(8.0, 3.6)
+    latency, memory = figure.subplots(1, 2)
+    rows, slope = checklist["latencies"], checklist["slope"]
+    tokens, medians = [row["tokens"] for row in rows], [1000 * row["seconds"] for row in rows]
+    above = [1000 * (row["slowest"] - row["seconds"]) for row in rows]
+    latency.errorbar(tokens, medians, yerr=[[0] * len(rows), above], fmt="o", color=BLUE, capsize=3)
+    start = sum(medians) / len(medians) - slope * sum(tokens) / len(tokens)
+    line = [start + slope * length for length in (tokens[0], tokens[-1])]
+    latency.plot([tokens[0], tokens[-1]], line, color=ORANGE, label=f"{slope:.3f} ms a token")
+    latency.set(xlabel="tokens of the prompt", ylabel="first token (ms)")
+    latency.set_ylim(bottom=0)
+    latency.legend()
+    memory.plot(*zip(*checklist["memory"], strict=True), color=BLUE)
+    memory.set(xlabel="answers", ylabel="resident memory (MB)", title=f"{checklist['growth']:+.2f} MB for 100 answers")
+    for axes in (latency, memory):
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"{checklist['model']} ({checklist['backend']}, {checklist['dtype']})", fontsize="medium")
+    return figure
+
+
 def memory_bars(estimates: Sequence, card_gib: float | None = None) -> Plot:
     """Memory by part, stacked, in GiB (2^30 bytes); the line is the card's memory.
 

@@ -8,7 +8,7 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 # These read no file that another lesson has left, so each has a pack, and may have a process, of its own.
-ALONE = re.compile(r"13_6_\w+\.ipynb$")
+ALONE = re.compile(r"13_[67]_\w+\.ipynb$")
 PACKS = pytest.StashKey[dict[str, str]]()
 
 

@@ -124,6 +124,7 @@ def test_every_format_has_a_row_and_float32_is_the_first(measured):
         assert row.size_bytes > 0
         assert row.tokens_per_second > 1
         assert 0 < row.first_token_seconds < 5
+        assert 0 < row.cores < 64
         assert row.perplexity > 1
 
 
@@ -235,6 +236,7 @@ def test_the_table_shows_figures_and_why_a_format_has_none_in_80_columns():
     for text in (
         "4.00",
         "6.00",
+        "0.25",
         "12.5",
         "2.0e-04",
         "99.9%",

@@ -350,7 +350,7 @@ def test_unknown_lesson_and_missing_folder_are_clear_errors(pack, tmp_path):
         verify(pack, lesson="13.99")
     with pytest.raises(LabError, match="no pack in nowhere"):
         verify(tmp_path / "nowhere")
-    assert LESSONS == ("13.0", "13.1", "13.2", "13.3", "13.4", "13.5", "13.6")
+    assert LESSONS == ("13.0", "13.1", "13.2", "13.3", "13.4", "13.5", "13.6", "13.7")
 
 
 def test_an_empty_folder_and_a_run_killed_half_way_are_not_yet(pack, tmp_path):

@@ -76,7 +76,9 @@ def measure(job: dict) -> dict:
     size, size_of = _size(job, model)
     cuda = model.device == "cuda"
     chats = _chats(job, model)
+    used, started = time.process_time(), time.perf_counter()
     first, speed = _speed(model, chats[: job["repeats"]])
+    cores = (time.process_time() - used) / (time.perf_counter() - started)
     peak = torch.cuda.max_memory_allocated() if cuda else round(peak_memory_mib() * 2**20)
     return {
         "dtype": model.dtype,
@@ -87,6 +89,7 @@ def measure(job: dict) -> dict:
         "before_bytes": 0 if cuda else before,
         "tokens_per_second": speed,
         "first_token_seconds": first,
+        "cores": cores,
         **_scores(job, model, chats),
     }
 

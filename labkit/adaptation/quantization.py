@@ -63,7 +63,8 @@ class FormatRow:
     `size_bytes` is of the weights, `size_of` says which: in memory as loaded, or the file. `predicted_bytes` is what
     `labkit memory` computes. `peak_bytes` is the most memory the process held (of the GPU on CUDA), `before_bytes` what
     it held before the model was loaded: Python and the libraries. Speed is that of one answer at a time,
-    `first_token_seconds` includes reading the prompt; both are medians of repeats after a warm-up.
+    `first_token_seconds` includes reading the prompt; both are medians of repeats after a warm-up. `cores` is the
+    processor time of the process meanwhile, by the time that passed.
     `perplexity` is exp of the mean negative log-likelihood, in nats, of `scored_tokens` tokens of held-out answers;
     `kl` the mean of KL(float32 || format) in nats over the same places, and `top1_agreement` the share of them where
     the likeliest token is the same. float32 is compared with itself: 0 and 1.
@@ -80,6 +81,7 @@ class FormatRow:
     before_bytes: int | None = None
     tokens_per_second: float | None = None
     first_token_seconds: float | None = None
+    cores: float | None = None
     scored_tokens: int | None = None
     perplexity: float | None = None
     kl: float | None = None

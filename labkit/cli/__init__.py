@@ -9,6 +9,7 @@ from labkit.cli import (  # noqa: F401  (each adds its commands to the applicati
     adapt_decision,
     adaptation,
     evidence,
+    exporting,
     forecast,
     grading,
     guard,

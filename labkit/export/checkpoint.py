@@ -11,7 +11,8 @@ from labkit.evidence import sha256_of
 def weight_files(folder: Path) -> list[Path]:
     if folder.is_file():
         return [folder]
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    kinds = ("*.safetensors", "*.bin", "*.onnx.data", "*.onnx")
+    return next((files for kind in kinds if (files := sorted(folder.glob(kind)))), [])
 
 
 def weights_size(folder: Path) -> int:

@@ -7,6 +7,7 @@ server's.
 import atexit
 import hashlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -22,19 +23,24 @@ from labkit.layout import STATE, without_paths
 BUILDER = "onnxruntime_genai.models.builder"
 MODULES = ("onnxruntime_genai", "onnxruntime", "onnx", "onnx_ir")
 INSTALL = "pip install onnxruntime-genai onnx onnx-ir"
-GRAPH = "model.onnx"
+GRAPH, GENAI_CONFIG = "model.onnx", "genai_config.json"
 
 # Which weights a precision keeps in how many bits. int4 is mixed, as llama.cpp's Q4_K_M is: the last layer and the
 # most sensitive ones keep 8 bits. Of the builder's other ways to 4 bits each lost more of the embedded model's answers
 # (k_quant_mixed two of 200, without 8 bits five to eight), or was slower (blocks of 16 weights by a quarter).
 PRECISIONS = {
     "float32": ("fp32", ()),
+    "float16": ("fp16", ()),
     "int8": ("int8", ()),
     "int4": (
         "int4",
         ("algo_config=rtn", "matmul_mixed_precision=last_matmul:int8,mixed_layers:int8", "is_symmetric=false"),
     ),
 }
+
+# For a CPU the builder writes attention in 16 bit that keeps no memory of its own. Its graph for CUDA has the operator
+# that does, GroupQueryAttention, which onnxruntime has for 16 bit on a CPU too.
+BUILT_FOR = {"float16": "cuda"}
 
 # Families whose graphs were found to have the logits of transformers, row by row (tests/test_onnx.py has some).
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -70,13 +76,22 @@ def export_onnx(folder: Path, out: Path, precision: str) -> None:
     name, options = PRECISIONS[precision]
     with tempfile.TemporaryDirectory() as cache:
         command = [sys.executable, "-m", BUILDER, "-m", str(folder), "-o", str(out)]
-        command += ["-p", name, "-e", "cpu", "-c", cache]
+        command += ["-p", name, "-e", BUILT_FOR.get(precision, "cpu"), "-c", cache]
         command += ["--extra_options", "prune_lm_head=true", "hf_token=false", *options]
         code, said = _run(command)
     if code or not (out / GRAPH).is_file():
         reason = without_paths(next(iter(said.strip().splitlines()[-1:]), f"the builder ended with code {code}"))
         what = f"the model {folder.name} could not be exported to ONNX: {reason}"
         raise LabError(what, "use --backend transformers, or free memory and disk space")
+    if precision in BUILT_FOR:
+        _for_cpu(out / GENAI_CONFIG)
+
+
+def _for_cpu(path: Path) -> None:
+    """Let onnxruntime-genai run the graph on a CPU: no other execution provider is asked for."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model"]["decoder"]["session_options"]["provider_options"] = []
+    path.write_text(json.dumps(config, indent=4), encoding="utf-8")
 
 
 def _run(command: list[str]) -> tuple[int, str]:

@@ -8,6 +8,7 @@ from labkit.environment import Device
 from labkit.errors import LabError
 from labkit.export.checkpoint import weights_size
 from labkit.export.onnx import INSTALL, PRECISIONS, builder_installed, why_not_exportable
+from labkit.export.onnx_folder import is_onnx_export
 
 TRANSFORMERS, ONNX, LLAMA_CPP = "transformers", "onnx", "llama.cpp"
 BACKENDS = ("auto", TRANSFORMERS, ONNX, LLAMA_CPP)
@@ -37,12 +38,15 @@ def choose_backend(
     """
     if wanted not in BACKENDS:
         raise LabError(f"there is no backend called {wanted!r}", f"choose one of {', '.join(BACKENDS)}")
-    if adapted and (wanted in (ONNX, LLAMA_CPP) or (source is not None and source.is_file())):
-        other = LLAMA_CPP if source is not None and source.is_file() else wanted
+    held = LLAMA_CPP if source and source.is_file() else ONNX if source and is_onnx_export(source) else ""
+    if adapted and (wanted in (ONNX, LLAMA_CPP) or held):
+        other = held or wanted
         what = f"the backend {other} runs no adapters"
         raise LabError(what, "use --backend transformers with the base's folder, or merge the adapter into it")
     if source is not None and source.is_file():
         return _for_gguf(wanted, source)
+    if source is not None and is_onnx_export(source):
+        return _for_export(wanted, source, device, dtype)
     if wanted == LLAMA_CPP:
         raise LabError("the backend llama.cpp reads GGUF files", "give --model the path of a .gguf file")
     why_not = "" if wanted == TRANSFORMERS else _why_not_onnx(source, device, dtype, adapted)
@@ -64,6 +68,19 @@ def _for_gguf(wanted: str, source: Path) -> Backend:
     if not importlib.util.find_spec("llama_cpp"):
         raise LabError("llama.cpp is not installed here", "install it: pip install llama-cpp-python gguf")
     return Backend(LLAMA_CPP, "the model is a GGUF file")
+
+
+def _for_export(wanted: str, source: Path, device: str, dtype: str) -> Backend:
+    if wanted not in ("auto", ONNX):
+        what = f"the backend {wanted} reads other files, and {source.name} is an ONNX export"
+        raise LabError(what, "use --backend onnx, or give the checkpoint's folder")
+    if device != "cpu" or dtype != "auto":
+        asked = f"the device {device}" if device != "cpu" else f"the number format {dtype}"
+        what = (
+            f"{source.name} is an ONNX export, which has its number format and runs on the CPU here, not with {asked}"
+        )
+        raise LabError(what, "leave --device and --dtype out, or give the checkpoint's folder")
+    return Backend(ONNX, "the model is an ONNX export")
 
 
 def require_transformers_dtype(dtype: str) -> None:

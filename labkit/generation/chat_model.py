@@ -18,6 +18,7 @@ from labkit.environment import Device, choose_device, peak_memory_mib
 from labkit.errors import LabError
 from labkit.evidence import Pack
 from labkit.export.checkpoint import read_config, weights_revision
+from labkit.export.onnx_folder import is_onnx_export
 from labkit.generation.answer import Answer, Completion
 from labkit.generation.backends import LLAMA_CPP, ONNX, ONNX_DEVICE, TRANSFORMERS, Backend, choose_backend
 from labkit.generation.constraint import Constraint
@@ -176,10 +177,11 @@ def load_chat_model(
     adapter: str | Path = "",
     adapters: Mapping[str, str | Path] | None = None,
 ) -> ChatModel:
-    """Load `model`: the embedded model's name, a folder with a transformers checkpoint, a GGUF file, or a hub id.
+    """Load `model`: the embedded model's name, a folder with a transformers checkpoint or an ONNX export, a GGUF file,
+    or a hub id.
 
     `device` is auto, cpu, cuda or mps; `backend` is auto, transformers, onnx or llama.cpp (see `choose_backend`);
-    None is the reference: transformers, and llama.cpp for a GGUF file.
+    None is the reference: transformers, llama.cpp for a GGUF file, and onnx for an ONNX export.
     `dtype` is a torch type's name, or int8, nf4 or nf4-dq by bitsandbytes; for onnx float32, int8 or int4. "auto" is
     int4 for onnx; else float32 on the CPU, where 16-bit arithmetic is rarely faster, and the checkpoint's own type
     elsewhere. `rows` is the most answers at once, for which llama.cpp takes its memory beforehand. `revision` is the
@@ -210,8 +212,9 @@ def _load_base(
     source = local_source(model)
     if source is not None and revision:
         _require_revision(source, revision)
-    backend = backend or (LLAMA_CPP if source and source.is_file() else TRANSFORMERS)
-    chosen = ONNX_DEVICE if (backend, device) == (ONNX, "auto") else choose_device(device)
+    own = _own_backend(source)
+    backend = backend or own
+    chosen = ONNX_DEVICE if device == "auto" and ONNX in (backend, own) else choose_device(device)
     picked = choose_backend(backend, source, chosen.name, dtype, adapted)
     if picked.name == LLAMA_CPP:
         from labkit.generation.llama_cpp_network import load_llama_cpp
@@ -232,6 +235,13 @@ def _load_base(
         network = _network(TRANSFORMERS, source, model, tokenizer, dtype, chosen, pin)
     held = weights_revision(source) if source else hub_commit(model, revision)
     return ChatModel(source.name if source else model, held, network, tokenizer, picked.reason)
+
+
+def _own_backend(source: Path | None) -> str:
+    """What runs a file or folder that is for one runtime alone; transformers for all others."""
+    if source and source.is_file():
+        return LLAMA_CPP
+    return ONNX if source and is_onnx_export(source) else TRANSFORMERS
 
 
 def hub_commit(model: str, revision: str) -> str:

@@ -17,18 +17,26 @@ from transformers import PreTrainedTokenizerBase
 
 from labkit.errors import LabError
 from labkit.export.checkpoint import count_parameters, read_config, weight_files
-from labkit.export.onnx import GRAPH, cached_onnx
+from labkit.export.onnx import GENAI_CONFIG, GRAPH, cached_onnx
+from labkit.export.onnx_folder import GraphFacts, graph_facts, is_onnx_export
 from labkit.generation.backends import ONNX_DTYPE
 from labkit.generation.network import threads_for
 from labkit.generation.prefixes import Layers, Prefixes
 
 SHORTEST_CAPACITY = 128  # tokens; a buffer that is too short is made twice as long
+NUMBERS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 
 
-def load_onnx(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, device_reason: str) -> "OnnxNetwork":
-    """The network of a checkpoint, which is exported in `dtype` where that was not done before. Raises LabError."""
-    dtype = ONNX_DTYPE if dtype == "auto" else dtype
-    network = OnnxNetwork(cached_onnx(checkpoint, dtype), checkpoint, tokenizer, dtype, device_reason)
+def load_onnx(source: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, device_reason: str) -> "OnnxNetwork":
+    """The network of a folder with an export, or of a checkpoint, which is exported in `dtype` where that was not done
+    before. Raises LabError."""
+    if is_onnx_export(source):
+        facts, ends = graph_facts(source), read_config(source, GENAI_CONFIG).get("model", {}).get("eos_token_id")
+        network = OnnxNetwork(source, facts, _ids(ends, tokenizer.eos_token_id), device_reason)
+    else:
+        dtype = ONNX_DTYPE if dtype == "auto" else dtype
+        facts = GraphFacts(sum(map(count_parameters, weight_files(source))), dtype)
+        network = OnnxNetwork(cached_onnx(source, dtype), facts, _end_ids(source, tokenizer), device_reason)
     try:
         network.rows().join([0])
     except RuntimeError as error:  # what a kernel does not do is told when it runs
@@ -37,57 +45,84 @@ def load_onnx(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, 
 
 
 class OnnxNetwork:
-    """A Network around the folder of an export, which holds a graph and genai_config.json, and its `checkpoint`.
+    """A Network around the folder of an export, which holds a graph and genai_config.json.
 
     Raises LabError for a graph that asks for more than tokens, mask and remembered keys and values.
     """
 
     backend, device = "onnx", "cpu"
 
-    def __init__(
-        self, export: Path, checkpoint: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, device_reason: str
-    ):
-        self.dtype, self.device_reason = dtype, device_reason
-        self.parameter_count = sum(map(count_parameters, weight_files(checkpoint)))
-        self.end_ids = _end_ids(checkpoint, tokenizer)
-        model = read_config(export, "genai_config.json")["model"]
+    def __init__(self, export: Path, facts: GraphFacts, end_ids: frozenset[int], device_reason: str):
+        self.dtype, self.device_reason = facts.dtype, device_reason
+        self.parameter_count, self.end_ids = facts.parameter_count, end_ids
+        model = _model_config(export)
         self.context_length = int(model["context_length"])
         few, every = threads_for(self.parameter_count), torch.get_num_threads()
         self._decoder = self._reader = _session(export / GRAPH, few)
         if few < every:  # a prompt is worth more threads than a token, and a small graph may be loaded twice
             self._reader = _session(export / GRAPH, every)
-        self.vocabulary = int(self._decoder.get_outputs()[0].shape[-1])
-        decoder = model["decoder"]
-        self._shape = (decoder["num_key_value_heads"], decoder["head_size"])
-        self._names = _memory_names(decoder)
-        self._check()
+        self._graph = _graph(self._decoder, model["decoder"])
+        self.vocabulary = self._graph.vocabulary
         self._prefixes = Prefixes()
 
     def rows(self) -> "OnnxRows":
         return OnnxRows(
             self._decoder,
             self._reader,
-            self._names,
-            self._shape,
-            self.vocabulary,
+            self._graph,
             self.context_length,
             self._prefixes,
         )
 
-    def _check(self) -> None:
-        memory = {past for past, _ in self._names}
-        others = {entry.name for entry in self._decoder.get_inputs()} - memory
-        types = {entry.type for entry in self._decoder.get_inputs() if entry.name in memory}
-        if others != {"input_ids", "attention_mask"} or types != {"tensor(float)"}:
-            what = f"the ONNX graph cannot be decoded in rows: it asks for {', '.join(sorted(others | types))}"
-            raise LabError(what, "use --backend transformers")
+
+@dataclass(frozen=True)
+class Graph:
+    """What the rows must know of a graph: the names, heads and width of its memory, and the numbers in it.
+
+    `every_place` is a graph that gives logits for each token of a prompt, not for the last one alone.
+    """
+
+    names: list[tuple[str, str]]
+    heads: int
+    width: int
+    number: torch.dtype
+    vocabulary: int
+    every_place: bool
+
+
+def _graph(session, decoder: dict) -> Graph:
+    """Raises LabError for a graph that asks for more than tokens, mask and remembered keys and values."""
+    names, logits = _memory_names(decoder), session.get_outputs()[0]
+    memory = {past for past, _ in names}
+    others = {entry.name for entry in session.get_inputs()} - memory
+    types = {logits.type, *(entry.type for entry in session.get_inputs() if entry.name in memory)}
+    if others != {"input_ids", "attention_mask"} or len(types) != 1 or not types <= NUMBERS.keys():
+        what = f"the ONNX graph cannot be decoded in rows: it asks for {', '.join(sorted(others | types))}"
+        raise LabError(what, "use --backend transformers")
+    size = (decoder["num_key_value_heads"], decoder["head_size"])
+    return Graph(names, *size, NUMBERS[types.pop()], int(logits.shape[-1]), logits.shape[1] != 1)
 
 
 def _end_ids(checkpoint: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """As transformers has it: of the generation's configuration, else of the model's, else of the tokenizer."""
     found = [read_config(checkpoint, name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
-    end = next((end for end in (*found, tokenizer.eos_token_id) if end is not None), ())
+    return _ids(*found, tokenizer.eos_token_id)
+
+
+def _ids(*found: int | Sequence[int] | None) -> frozenset[int]:
+    """The first that is said, as a set."""
+    end = next((end for end in found if end is not None), ())
     return frozenset([end] if isinstance(end, int) else end)
+
+
+def _model_config(export: Path) -> dict:
+    model = read_config(export, GENAI_CONFIG).get("model")
+    decoder = model.get("decoder") if isinstance(model, dict) else None
+    needed = {"num_key_value_heads", "head_size", "num_hidden_layers", "inputs", "outputs"}
+    if not isinstance(decoder, dict) or "context_length" not in model or not needed <= decoder.keys():
+        what = f"{GENAI_CONFIG} of {export.name} describes no decoder that continues text"
+        raise LabError(what, "export the model again with onnxruntime-genai's model builder")
+    return model
 
 
 def _memory_names(decoder: dict) -> list[tuple[str, str]]:
@@ -136,19 +171,18 @@ class OnnxRows:
         self,
         decoder,
         reader,
-        names: Sequence[tuple[str, str]],
-        shape: tuple[int, int],
-        vocabulary: int,
+        graph: Graph,
         context_length: int,
         prefixes: Prefixes,
     ):
-        self._decoder, self._reader, self._names = decoder, reader, names
-        self._vocabulary, self._most, self._prefixes = vocabulary, context_length, prefixes
+        self._decoder, self._reader, self._graph = decoder, reader, graph
+        self._most, self._prefixes = context_length, prefixes
         self._slots: list[int] = []
         self._lengths: list[int] = []  # of each slot
         self._steps: dict[int, Pass] = {}  # a token for each of so many rows
         self._readers: dict[int, onnxruntime.IOBinding] = {}  # the memory of a slot, for its prompt
-        self._memory = [torch.zeros(1, shape[0], min(SHORTEST_CAPACITY, context_length), shape[1]) for _ in names]
+        first = (1, graph.heads, min(SHORTEST_CAPACITY, context_length), graph.width)
+        self._memory = [torch.zeros(first, dtype=graph.number) for _ in graph.names]
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -166,7 +200,7 @@ class OnnxRows:
         self._prefixes.keep(ids, self._layers(slot, length))
         self._slots.append(slot)
         self._lengths.append(length)
-        return torch.from_numpy(reading.logits[0])
+        return torch.from_numpy(reading.logits[0]).float()
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Give each row its token, in order, and return the logits of what comes next, shape (rows, vocab)."""
@@ -180,7 +214,7 @@ class OnnxRows:
         step.mask[:] = numpy.arange(capacity) < numpy.array(lengths)[:, None]
         self._decoder.run_with_iobinding(step.binding)
         self._lengths = lengths
-        return torch.from_numpy(step.logits[self._slots])  # a copy: the next step writes there again
+        return torch.from_numpy(step.logits[self._slots]).float()  # a copy: the next step writes there again
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
@@ -201,7 +235,7 @@ class OnnxRows:
         more = slots if slots <= have else max(slots, 2 * have)
         longer = capacity if tokens <= capacity else min(max(tokens, 2 * capacity), self._most)
         for number, old in enumerate(self._memory):
-            self._memory[number] = torch.zeros(max(more, have), heads, longer, width)
+            self._memory[number] = torch.zeros(max(more, have), heads, longer, width, dtype=old.dtype)
             self._memory[number][:have, :, :capacity] = old
         self._steps.clear()
         self._readers.clear()
@@ -220,7 +254,7 @@ class OnnxRows:
     def _binding(self, session, slot: int, rows: int) -> onnxruntime.IOBinding:
         """The memory of some slots as what the graph reads and, in the same place, as what it writes."""
         binding = session.io_binding()
-        for (past, present), memory in zip(self._names, self._memory, strict=True):
+        for (past, present), memory in zip(self._graph.names, self._memory, strict=True):
             part = memory[slot : slot + rows]
             _bind(binding.bind_input, past, part)
             _bind(binding.bind_output, present, part)
@@ -229,11 +263,12 @@ class OnnxRows:
     def _pass(self, binding: onnxruntime.IOBinding, rows: int, tokens: int, total: int) -> Pass:
         """A pass of `tokens` for each of the rows of `binding`, of which none is longer than `total` afterwards."""
         ids, mask = torch.zeros(rows, tokens, dtype=torch.int64), torch.zeros(rows, total, dtype=torch.int64)
-        logits = torch.empty(rows, 1, self._vocabulary)
+        places = tokens if self._graph.every_place else 1
+        logits = torch.empty(rows, places, self._graph.vocabulary, dtype=self._memory[0].dtype)
         _bind(binding.bind_input, "input_ids", ids)
         _bind(binding.bind_input, "attention_mask", mask)
         _bind(binding.bind_output, "logits", logits)
-        return Pass(binding, ids.numpy(), mask.numpy(), logits.numpy()[:, 0])
+        return Pass(binding, ids.numpy(), mask.numpy(), logits.numpy()[:, -1])
 
 
 def _bind(bind, name: str, tensor: Tensor) -> None:

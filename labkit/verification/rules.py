@@ -10,6 +10,7 @@ from functools import partial
 
 from labkit.verification import adaptation_checks as adaptation
 from labkit.verification import decision_checks as decision
+from labkit.verification import edge_checks as edge
 from labkit.verification import plan_checks as plan
 from labkit.verification import release_checks as release
 from labkit.verification import service_checks as service
@@ -66,6 +67,14 @@ RULES = (
     Rule(adaptation.DECISION, ("13.6",), adaptation.check_decision, "run `labkit adapt-decision`"),
     Rule(adaptation.ADAPTER, ("13.6",), adaptation.check_adapter, "run `labkit lora`", adaptation.ADAPTER_FILES),
     Rule(adaptation.BEFORE_AFTER, ("13.6",), adaptation.check_before_after, adaptation.AFTER_NEXT),
+    Rule(edge.REPORT, ("13.7",), edge.check_report, _run("13.7")),
+    Rule(edge.INFERENCE_MODEL, ("13.7",), edge.check_inference, _run("13.7")),
+    Rule(
+        edge.CHECKLIST,
+        ("13.7",),
+        edge.check_checklist,
+        "run `labkit edge-check`, or " + _run("13.7").removeprefix("run "),
+    ),
     Rule(release.CONTRACT, ("13.4",), release.check_contract, _run("13.4")),
     Rule(release.GATES, ("13.4",), release.check_gates, _run("13.4")),
     Rule(release.DRILL, ("13.4",), release.check_drill, _run("13.4")),

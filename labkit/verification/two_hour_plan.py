@@ -55,6 +55,12 @@ PLAN = (
         "Pull one lever at a time, and decide on fine-tuning",
         ("lever_table.csv", "adapter/", "before_after.csv", "lora_decision.md"),
     ),
+    Box(
+        20,
+        "13.7",
+        "Convert the model for a small machine, and check the conversion",
+        ("edge_report.json", "inference_model.json", "quality_checklist.json"),
+    ),
 )
 
 

@@ -26,6 +26,7 @@ LESSONS = (
     Lesson("13.4", "13_4_release_runbook.ipynb", "Release runbook"),
     Lesson("13.5", "13_5_model_landscape.ipynb", "Model landscape"),
     Lesson("13.6", "13_6_adaptation.ipynb", "Adaptation"),
+    Lesson("13.7", "13_7_edge_deployment.ipynb", "Edge deployment"),
 )
 
 

@@ -1,0 +1,162 @@
+"""What lesson 13.7 leaves in a pack: the exports with their checks, the checklist, and inference_model.json."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from labkit.edge.checklist import GENERATIONS, run_checklist
+from labkit.edge.convert import artifact_of, export_gguf, export_onnx, source_of
+from labkit.edge.decision import EdgeDecision, decide_export, label_of, size_of
+from labkit.edge.fidelity import LIMIT, answers_of, compare_answers
+from labkit.edge.foundry_local import loaded_in_foundry
+from labkit.edge.measures import Checklist
+from labkit.errors import LabError
+from labkit.evaluation.cases import EVAL_CASES, Case, load_cases
+from labkit.evaluation.records import RESULT_COLUMNS, result_row
+from labkit.evaluation.runner import Result
+from labkit.evaluation.targets import Target, model_target
+from labkit.evidence import Pack
+from labkit.export.card import read_export_card
+from labkit.export.foundry import inference_model
+from labkit.export.inference_model import INFERENCE_MODEL
+from labkit.generation import EMBEDDED, ChatModel, load_chat_model
+
+LESSON = "13.7"
+REPORT, CHECKLIST, RUNS = "edge_report.json", "quality_checklist.json", "edge"
+EXPORTS = (("onnx", "int4"), ("gguf", "Q4_K_M"))
+Event = Callable[[str], None]
+
+
+@dataclass
+class EdgeTask:
+    """One model taken to the edge: what is converted, and the cases that every export is asked.
+
+    `runs` holds the answers so far: of the source under "source", of an export under its kind and precision.
+    `folder` keeps the exports for as long as the task lives.
+    """
+
+    model: str = EMBEDDED
+    adapter: Path | None = None
+    cases: Sequence[Case] = field(default_factory=lambda: load_cases(EVAL_CASES))
+    limit: float = LIMIT
+    runs: dict[str, list[Result]] = field(default_factory=dict)
+    exports: dict[str, dict] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="labkit-edge-")
+        self.folder = Path(self._scratch.name)
+
+    def load(self, name: str) -> ChatModel:
+        return load_chat_model(str(artifact_of(self.folder / name)))
+
+
+def convert(pack: Pack, task: EdgeTask, kind: str, precision: str, on_event: Event = lambda text: None) -> dict:
+    """Export, ask every case, compare with the source, and leave the answers in the pack; the export's card as a dict.
+
+    Where a package is missing, or the model is of an architecture that cannot be converted, the dict says so under
+    not_run. Raises LabError for a model or an adapter that is none.
+    """
+    name = f"{kind} {precision}"
+    on_event(f"{name}: converting")
+    out = task.folder / name
+    with source_of(task.model, task.adapter) as source:
+        if "source" not in task.runs:
+            _asked(pack, task, "source", model_target(load_chat_model(str(source.folder), "cpu", "float32")))
+        try:
+            (export_onnx if kind == "onnx" else export_gguf)(source, out, precision)
+        except LabError as error:
+            return _kept(pack, task, {"kind": kind, "precision": precision, "not_run": error.what})
+    _asked(pack, task, name, model_target(task.load(name)))
+    check = compare_answers(task.runs["source"], task.runs[name], task.limit)
+    on_event(f"{name}: {check.sentence}")
+    return _kept(pack, task, {**asdict(read_export_card(out)), "check": check.as_dict()})
+
+
+def card_text(export: Mapping) -> str:
+    """What an export's card says of its origin, for people."""
+    if export.get("not_run"):
+        return f"not run: {export['not_run']}"
+    adapter = export["adapter"]
+    made_of = [export["source"], *([adapter] if adapter else [])]
+    hashes = [f"{part['name']}, {file}: sha256 {sha}" for part in made_of for file, sha in part["files"].items()]
+    versions = ", ".join(f"{name} {version}" for name, version in export["versions"].items())
+    files = [f"{name}: {held['bytes']:,} bytes, sha256 {held['sha256'][:12]}" for name, held in export["files"].items()]
+    return "\n".join(["made of", *hashes, f"by {export['command']}", f"with {versions}", "files", *files])
+
+
+def difference_table(task: EdgeTask) -> list[dict]:
+    """A row for each export: its size, and what became of the source's answers."""
+    return [_row(export) for export in task.exports.values()]
+
+
+def _row(export: Mapping) -> dict:
+    row = {"export": label_of(export)}
+    if export.get("not_run"):
+        return row | {
+            "MB": "",
+            "passed": "",
+            "answers that differ": f"not run: {export['not_run']}",
+            "broken": "",
+            "fixed": "",
+        }
+    check = export["check"]
+    return row | {
+        "MB": f"{size_of(export) / 1e6:.2f}",
+        "passed": f"{check['passed']}/{check['cases']} (source {check['source_passed']})",
+        "answers that differ": f"{len(check['answers_differ'])} ({check['share']:.0%})",
+        "broken": check["broken"],
+        "fixed": check["fixed"],
+    }
+
+
+def _asked(pack: Pack, task: EdgeTask, name: str, target: Target) -> list[Result]:
+    """Ask and keep, as a run that `labkit compare` reads."""
+    task.runs[name] = results = answers_of(target, task.cases)
+    rows = (result_row(result, target) for result in results)
+    spoken = ({**row, "pass": str(row["pass"]).lower()} for row in rows)
+    pack.write_csv(f"{RUNS}/{name.replace(' ', '-')}/eval_results.csv", spoken, RESULT_COLUMNS, LESSON)
+    return results
+
+
+def _kept(pack: Pack, task: EdgeTask, export: dict) -> dict:
+    task.exports[label_of(export)] = export
+    write_report(pack, task)
+    return export
+
+
+def write_report(pack: Pack, task: EdgeTask, foundry: Mapping | None = None) -> EdgeDecision:
+    """edge_report.json: every export with its card and check, what Foundry Local did, and the decision that follows."""
+    exports = list(task.exports.values())
+    decision = decide_export(exports)
+    report = {"exports": exports, "foundry": dict(foundry or {"not_run": "not tried"}), "decision": asdict(decision)}
+    pack.write_json(REPORT, report, LESSON)
+    return decision
+
+
+def configure(pack: Pack, task: EdgeTask, name: str) -> dict:
+    """inference_model.json of the int4 export under the name `name`, written into the pack."""
+    made = inference_model(task.folder / "onnx int4", name, f"{name}: an int4 ONNX export for a CPU, made by labkit")
+    pack.write_json(INFERENCE_MODEL, made, LESSON)
+    return made
+
+
+def try_foundry(pack: Pack, task: EdgeTask, name: str) -> dict:
+    """Register the int4 export with Foundry Local, ask it the cases, unregister it: what happened, or why it was not
+    run. The report in the pack has it too."""
+    try:
+        with loaded_in_foundry(task.folder / "onnx int4", name) as local:
+            results = _asked(pack, task, "foundry", local.target)
+            said = {"model_id": local.model_id, "listed": list(local.listed)}
+        found = said | compare_answers(task.runs["source"], results, task.limit).as_dict()
+    except LabError as error:
+        found = {"not_run": error.what}
+    write_report(pack, task, found)
+    return found
+
+
+def check_quality(pack: Pack, task: EdgeTask, name: str, generations: int = GENERATIONS) -> Checklist:
+    """The checklist of one export, written into the pack."""
+    found = run_checklist(task.load(name), task.runs["source"], task.runs[name], task.limit, generations)
+    pack.write_json(CHECKLIST, found.as_dict(), LESSON)
+    return found

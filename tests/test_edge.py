@@ -1,0 +1,186 @@
+"""The edge lesson: the quality checklist as measurements, Foundry Local, and what the verifier reads back."""
+
+import json
+import shutil
+
+import pytest
+
+from labkit import plots
+from labkit.edge import checklist, foundry_local, lesson
+from labkit.edge.checklist import EDGE_CASES, TOO_LONG, run_checklist
+from labkit.edge.fidelity import answers
+from labkit.edge.foundry_local import foundry_installed, loaded_in_foundry
+from labkit.edge.measures import GROWTH_LIMIT, growth_of, slope_of
+from labkit.errors import LabError
+from labkit.evaluation.cases import load_cases
+from labkit.evidence import Pack
+from labkit.export.llama_library import llama_library
+from labkit.generation import Sampling
+from labkit.verification import Verdict, verify
+
+CASES = [case for risk in ("format", "grounding") for case in load_cases() if case.risk == risk][:9:4]
+
+
+@pytest.fixture(scope="module")
+def lesson_pack(tmp_path_factory):
+    """The lesson's steps on the embedded model and three cases, without the extras. Its int4 export is made once."""
+    pack = Pack(tmp_path_factory.mktemp("pack"), "local_cpu")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("labkit.edge.fidelity.DECODING", Sampling(max_tokens=16))
+        patched.setitem(__import__("sys").modules, "llama_cpp", None)
+        patched.setattr(foundry_local, "foundry_installed", lambda: False)
+        llama_library.cache_clear()
+        task = lesson.EdgeTask(cases=CASES, limit=1.0)
+        for kind, precision in lesson.EXPORTS:
+            lesson.convert(pack, task, kind, precision)
+        lesson.configure(pack, task, "mini-int4")
+        foundry = lesson.try_foundry(pack, task, "mini-int4")
+        lesson.check_quality(pack, task, "onnx int4", generations=40)
+    return pack, task, foundry
+
+
+def found(folder, name):
+    return next(f for f in verify(folder, "13.7").findings if f.name == name)
+
+
+@pytest.fixture
+def copied(lesson_pack, tmp_path):
+    """The pack, to be spoiled and recorded again."""
+    folder = shutil.copytree(lesson_pack[0].folder, tmp_path / "pack")
+    return Pack(folder, "local_cpu")
+
+
+def change(pack, name, alter):
+    value = json.loads(pack.path(name).read_text())
+    alter(value)
+    pack.write_json(name, value, "13.7")
+
+
+def test_without_the_extras_the_lesson_says_not_run_and_goes_on(lesson_pack):
+    pack, task, foundry = lesson_pack
+    assert foundry == {"not_run": "the Foundry Local SDK is not installed"}
+    rows = lesson.difference_table(task)
+    assert [row["export"] for row in rows] == ["onnx int4", "gguf Q4_K_M"]
+    assert "by labkit export onnx data/models/mini-instruct --precision int4" in lesson.card_text(
+        task.exports["onnx int4"]
+    )
+    assert lesson.card_text(task.exports["gguf Q4_K_M"]) == "not run: llama-cpp-python is not installed"
+    assert rows[1]["answers that differ"] == "not run: llama-cpp-python is not installed"
+    report = json.loads(pack.path("edge_report.json").read_text())
+    assert report["decision"]["choice"] == "onnx int4"
+    assert report["foundry"] == foundry
+
+
+def test_the_verifier_supports_what_the_lesson_left(lesson_pack):
+    folder = lesson_pack[0].folder
+    for name in ("edge_report.json", "inference_model.json", "quality_checklist.json"):
+        assert found(folder, name).verdict is Verdict.SUPPORTED, found(folder, name)
+    assert "not run: gguf Q4_K_M" in found(folder, "edge_report.json").detail
+
+
+@pytest.mark.parametrize(
+    ("name", "alter", "said"),
+    [
+        ("edge_report.json", lambda r: r["decision"].update(choice="gguf Q4_K_M"), "its own exports say onnx int4"),
+        ("edge_report.json", lambda r: r["exports"][0]["check"].update(flagged=True), "answers differ, it says"),
+        ("edge_report.json", lambda r: r["exports"][0]["check"].update(broken=["x"]), "answers below edge/ differ"),
+        ("quality_checklist.json", lambda c: c.update(slope=0.0), "not those of its measurements"),
+        ("quality_checklist.json", lambda c: c.update(passed=not c["passed"]), "not what was measured"),
+    ],
+)
+def test_an_overclaim_is_contradicted(copied, name, alter, said):
+    change(copied, name, alter)
+    finding = found(copied.folder, name)
+    assert finding.verdict is Verdict.CONTRADICTED
+    assert said in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("name", "alter", "said"),
+    [
+        ("edge_report.json", lambda r: r.update(exports=[]), "exports"),
+        ("edge_report.json", lambda r: r["exports"][0].update(check=None), "check"),
+        ("edge_report.json", lambda r: r["exports"][0].update(files=[]), "no sizes"),
+        ("inference_model.json", lambda m: m.update(Version="latest"), "Version"),
+        ("quality_checklist.json", lambda c: c["latencies"][0].pop("tokens"), "not a checklist"),
+    ],
+)
+def test_what_is_not_there_is_not_yet(copied, name, alter, said):
+    change(copied, name, alter)
+    finding = found(copied.folder, name)
+    assert finding.verdict is Verdict.NOT_YET
+    assert said in finding.detail
+
+
+# The checklist
+
+
+def test_every_line_is_measured_and_an_input_too_long_is_refused(lesson_pack):
+    held = json.loads(lesson_pack[0].path("quality_checklist.json").read_text())
+    names = ["domain answers", "output structure", "memory growth", "latency over length", "edge cases"]
+    assert [item["name"] for item in held["items"]] == names
+    edges = {case["name"]: case for case in held["edge_cases"]}
+    assert edges.keys() == EDGE_CASES.keys()
+    assert "the model's context holds 1024" in edges[TOO_LONG]["refusal"]
+    assert all(case["tokens"] for name, case in edges.items() if name != TOO_LONG)
+    assert [row["tokens"] for row in held["latencies"]] == [16, 32, 64, 128, 256, 512, 1023]
+    assert [number for number, _ in held["memory"]] == list(range(5, 41, 5))
+
+
+def test_a_leak_and_a_defect_are_seen(tiny_model, monkeypatch):
+    held = []
+
+    def leaking(messages, sampling):
+        held.append(b"x" * 300_000)
+        return tiny_model.__class__.chat(tiny_model, messages, Sampling(max_tokens=1))
+
+    monkeypatch.setattr(tiny_model, "chat", leaking)
+    assert growth_of(checklist.memory_over(tiny_model, 60)) > 5 * GROWTH_LIMIT
+    monkeypatch.setattr(tiny_model, "chat", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        checklist.edge_cases(tiny_model)
+    with pytest.raises(LabError, match="show no trend"):
+        run_checklist(tiny_model, [], [], generations=10)
+
+
+def test_a_slope_is_that_of_the_least_squares():
+    assert slope_of([(0, 1.0), (1, 3.0), (2, 5.0)]) == pytest.approx(2.0)
+
+
+def test_the_plot_shows_every_length_the_slope_and_the_memory(lesson_pack):
+    held = json.loads(lesson_pack[0].path("quality_checklist.json").read_text())
+    latency, memory = plots.edge_plot(held).axes
+    assert [text.get_text() for text in latency.get_legend().get_texts()] == [f"{held['slope']:.3f} ms a token"]
+    assert len(memory.lines[0].get_xdata()) == len(held["memory"])
+
+
+# Foundry Local
+
+
+def test_without_the_sdk_foundry_local_tells_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(foundry_local, "foundry_installed", lambda: False)
+    with pytest.raises(LabError, match="SDK is not installed") as caught, loaded_in_foundry(tmp_path, "x"):
+        pass
+    assert "open-llm-workbook[edge]" in caught.value.next_step
+
+
+@pytest.mark.skipif(not foundry_installed(), reason="the extra edge is not installed")
+def test_an_export_is_registered_listed_asked_and_unregistered(lesson_pack, tmp_path, monkeypatch):
+    _, task, _ = lesson_pack
+    monkeypatch.setattr(foundry_local, "STATE", tmp_path)
+    export = task.folder / "onnx int4"
+    for _ in range(2):  # the first run leaves no registration behind
+        with loaded_in_foundry(export, "mini-int4") as local:
+            assert local.listed == ("mini-int4:1",)
+            said = answers_of_foundry(local, task)
+    assert [result.reply.text for result in said] == [
+        result.reply.text for result in answers(task.load("onnx int4"), CASES)
+    ]
+    with pytest.raises(LabError, match="Foundry Local could not load"), loaded_in_foundry(tmp_path, "nothing"):
+        pass
+
+
+def answers_of_foundry(local, task):
+    from labkit.edge.fidelity import answers_of
+
+    return answers_of(local.target, task.cases)
