@@ -15,6 +15,7 @@ from labkit.errors import LabError
 from labkit.layout import ROUTES
 
 ROUTE_NAMES = ("local_cpu", "free_colab", "rented_gpu")
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where it is built in: a class is a thousand packs
 ACCEPTANCE_STEPS = 500  # of a training run on CUDA: one of fewer has barely left its warm-up, and stays a smoke test
 
 
@@ -88,7 +89,7 @@ def load_routes() -> tuple[Route, ...]:
 
 
 def _parse(path: Path) -> Route:
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = yaml.load(path.read_text(encoding="utf-8"), Loader=SAFE_LOADER)
     wanted = {field.name for field in fields(Route)}
     if set(values) != wanted:
         odd = ", ".join(sorted(set(values) ^ wanted))

@@ -88,7 +88,8 @@ class Verification:
 
 def printable(text: str) -> str:
     """`text` on one line, without control characters or broken ones, and shortened: it may quote a hostile file."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * DETAIL_LIMIT]).split())
+    part = text[: 2 * DETAIL_LIMIT]
+    line = " ".join((part if part.isprintable() else "".join(c if c.isprintable() else " " for c in part)).split())
     return line if len(line) <= DETAIL_LIMIT else line[:DETAIL_LIMIT] + " ..."
 
 
