@@ -1,6 +1,7 @@
 """The edge lesson: the quality checklist as measurements, Foundry Local, and what the verifier reads back."""
 
 import json
+import mmap
 import shutil
 
 import pytest
@@ -131,7 +132,8 @@ def test_a_leak_and_a_defect_are_seen(tiny_model, monkeypatch):
     held = []
 
     def leaking(messages, sampling):
-        held.append(b"x" * 300_000)
+        held.append(mmap.mmap(-1, 400_000))  # not from memory that Python had and freed
+        held[-1].write(b"x" * 400_000)
         return tiny_model.__class__.chat(tiny_model, messages, Sampling(max_tokens=1))
 
     monkeypatch.setattr(tiny_model, "chat", leaking)
