@@ -20,7 +20,18 @@ from labkit.forecast.probe import Probe, machine_name
 from labkit.forecast.rows import forecast_rows, notes, work_rows
 from labkit.forecast.timing import seconds_each
 from labkit.forecast.units import COMPUTE, Unit
-from labkit.forecast.work import ANSWERS_TIMED, FORMATS, QLORA_STEPS, SCORED, STRICT_SECONDS, tuning_steps, work_of
+from labkit.forecast.work import (
+    ANSWERS_TIMED,
+    EDGE_FORMATS,
+    EDGE_SCORED,
+    EDGE_TIMED,
+    FORMATS,
+    QLORA_STEPS,
+    SCORED,
+    STRICT_SECONDS,
+    tuning_steps,
+    work_of,
+)
 from labkit.landscape.prices import Price
 from labkit.layout import DATA, NOTEBOOKS
 from labkit.levers.plan import LEVERS
@@ -106,6 +117,10 @@ def test_what_stands_only_in_a_notebooks_cells_is_counted_as_it_stands_there():
     assert len(formats) + 1 == FORMATS, "float32 is always there"
     assert f"chats={SCORED}, repeats={ANSWERS_TIMED - 1})" in adaptation
     assert f"steps={QLORA_STEPS})" in adaptation
+    edge = code_of("13_7_edge_deployment.ipynb")
+    formats = re.search(r"formats = \[(.*)\]", edge)[1].split(",")
+    assert len(formats) + 1 == EDGE_FORMATS
+    assert f"chats={EDGE_SCORED}, repeats={EDGE_TIMED - 1})" in edge
     assert "concurrency=(1, 4)" in release
     local = code_of("13_2_run_train_serve.ipynb")
     assert local.count("evaluate(target") == local.count("start_server(model") == 1

@@ -31,6 +31,7 @@ HELD = {
     "13.4": ("kernel", "server", "server"),
     "13.5": ("kernel",),
     "13.6": ("tuning",),
+    "13.7": ("answers",),
 }
 
 

@@ -12,7 +12,9 @@ from labkit.adaptation.lora.chats import load_chats
 from labkit.adaptation.lora.settings import LoraSettings
 from labkit.conformance import PROBES
 from labkit.drills.menu import STARTS
-from labkit.evaluation.cases import load_cases
+from labkit.edge.checklist import GENERATIONS
+from labkit.edge.lesson import EXPORTS
+from labkit.evaluation.cases import EVAL_CASES, load_cases
 from labkit.forecast.units import Unit, Work
 from labkit.layout import DATA, NOTEBOOKS
 from labkit.levers.plan import LEVERS, Lever
@@ -23,8 +25,10 @@ from labkit.workbook import kill_drill, lesson
 
 STRICT_SECONDS = 3.0  # of 13.4's second server: a request that is made to run into its limit
 FORMATS, SCORED, ANSWERS_TIMED = 4, 12, 4  # of 13.6: number formats, chats scored for each, answers timed for each
+EDGE_FORMATS, EDGE_SCORED, EDGE_TIMED = 5, 8, 4  # of 13.7, the same
 DTYPES, ANSWERS_OF_A_DTYPE = 2, 2  # of 13.3: formats, and their five short answers as whole ones
 QLORA_STEPS = 8
+SHORT_ANSWERS = 8  # generations of the checklist, twelve tokens each, in the time of a case
 LIVE_FIGURES = 5  # the loss curve is drawn again every two seconds, for the ten rows of its log at most
 FORWARD = 1 / 3  # of a training step is the forward pass, which is what a held-out loss costs
 
@@ -116,6 +120,21 @@ def _adaptation(route: Route, device: str) -> list[Work]:
     ]
 
 
+def _edge(route: Route, device: str) -> list[Work]:
+    """Answers of an int4 graph are counted as if they took the time of the checkpoint's, which is an upper bound."""
+    formats, cases = EDGE_FORMATS, len(load_cases(EVAL_CASES))
+    return [
+        Work(Unit.KERNEL, formats + len(EXPORTS), "a process for each format measured and each conversion"),
+        Work(Unit.CASE_ALONE, formats * EDGE_TIMED, "the answers that are timed for each format"),
+        Work(Unit.CASE, formats * EDGE_SCORED, "the chats that are scored for each format"),
+        Work(Unit.LOAD, 2 + len(EXPORTS), "source, exports, and the export for the checklist"),
+        Work(Unit.CASE, (2 + len(EXPORTS)) * cases, "every case asked of source, exports and Foundry Local"),
+        Work(Unit.CASE, GENERATIONS / SHORT_ANSWERS, "the checklist's short generations"),
+        Work(Unit.FIGURE, 2, "formats, checklist"),
+        Work(Unit.WRITE, 10, "answers, report, formats, checklist"),
+    ]
+
+
 def _lever(lever: Lever, seeds: int) -> list[Work]:
     """A model loaded, every case asked and three files written; for a trained lever once for each seed, and trained."""
     runs = seeds if lever.trained else 1
@@ -164,4 +183,5 @@ _LESSONS = {
     "13.4": _release,
     "13.5": _landscape,
     "13.6": _adaptation,
+    "13.7": _edge,
 }
