@@ -19,7 +19,7 @@ from labkit.environment import unwatched
 from labkit.errors import LabError
 from labkit.evaluation.compare import Comparison
 from labkit.evidence import finite
-from labkit.levers.table import LeverTable
+from labkit.levers.table import LeverTable, spread
 from labkit.routes import Route
 from labkit.training.log import trace_line
 
@@ -105,8 +105,8 @@ def lever_bars(table: LeverTable) -> Plot:
             colour = GREY if lever == table.levers[0] else VERMILION if lost else BLUE
             axes.bar(number, least / total, color=colour, hatch="//" if lost else "", edgecolor="white")
             axes.plot([number, number], [least / total, most / total], color="black", lw=2)
-            axes.annotate(f"{least}", (number, least / total), ha="center", va="bottom", fontsize=8)
-        axes.set(ylim=(0, 1.25), yticks=[0, 1], yticklabels=["0", str(total)])
+            axes.annotate(spread(least, most), (number, most / total), ha="center", va="bottom", fontsize=8)
+        axes.set(ylim=(0, 1.3), yticks=[0, 1], yticklabels=["0", str(total)])
         axes.set_title(group, loc="left", fontsize=9, pad=2)
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xticks(range(len(table.levers)), table.levers, rotation=20)

@@ -96,7 +96,7 @@ def test_the_table_is_shown_and_drawn(pulled, capsys):
     print_levers(table)
     shown = capsys.readouterr().out
     assert "schema" in shown
-    assert "2/2" in shown
+    assert "(2)" in shown
     assert lever_bars(table)._repr_png_().startswith(b"\x89PNG")
 
 

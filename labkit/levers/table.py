@@ -73,7 +73,7 @@ class LeverTable:
             fixed = sorted({case_id for count in counts for case_id in count.fixed})
             broken = sorted({case_id for count in counts for case_id in count.broken})
             if fixed or broken:
-                passed = {"plain": spread(*self.passed(PLAIN.name, group)), lever: spread(*self.passed(lever, group))}
+                passed = {"plain": _of(*self.passed(PLAIN.name, group)), lever: _of(*self.passed(lever, group))}
                 rows.append({"group": group, **passed, "fixed": fixed, "broken": broken})
         return rows
 
@@ -92,16 +92,20 @@ class LeverTable:
                 }
 
     def by_group(self) -> list[dict[str, str]]:
-        """The form that people read: a row for each group, a column for each lever, "least-most/all" over its seeds;
-        then what each lever broke with any seed, the longest training, and tokens per second."""
+        """The form that people read: a row for each group (and how many cases it has), a column for each lever,
+        "least-most" over its seeds; then what each lever broke with any seed, the longest training in seconds, and
+        tokens per second."""
         columns = {lever: [row.run for row in self.runs_of(lever)] for lever in self.levers}
         rows = [
-            {"cases": group, **{lever: spread(*self.passed(lever, group)) for lever in columns}}
+            {
+                "cases": f"{group} ({self.passed(PLAIN.name, group)[2]})",
+                **{lever: spread(*self.passed(lever, group)[:2]) for lever in columns},
+            }
             for group in self.groups
         ]
         lost = {lever: "" if lever == PLAIN.name else str(len(self.broken(lever))) for lever in columns}
         rows.append({"cases": "broken", **lost})
-        rows.append({"cases": "training", **{lever: _seconds(runs) for lever, runs in columns.items()}})
+        rows.append({"cases": "training, s", **{lever: _seconds(runs) for lever, runs in columns.items()}})
         rows.append({"cases": "tokens/s", **{lever: _rate(runs) for lever, runs in columns.items()}})
         return rows
 
@@ -155,13 +159,17 @@ def _row(lever: str, title: str, path: Path, groups: dict, before: Run) -> Lever
     return LeverRow(lever, title, run.get("seed"), counts, run)
 
 
-def spread(least: int, most: int, total: int) -> str:
-    return f"{least}/{total}" if least == most else f"{least}-{most}/{total}"
+def spread(least: int, most: int) -> str:
+    return f"{least}" if least == most else f"{least}-{most}"
+
+
+def _of(least: int, most: int, total: int) -> str:
+    return f"{spread(least, most)}/{total}"
 
 
 def _seconds(runs: Sequence[dict]) -> str:
     seconds = [run["training"]["seconds"] for run in runs if run.get("training")]
-    return f"{max(seconds):.0f} s" if seconds else ""
+    return f"{max(seconds):.0f}" if seconds else ""
 
 
 def _rate(runs: Sequence[dict]) -> str:
