@@ -1,12 +1,11 @@
-"""Facts that stand in several files must be the same fact. One table; a check names both sides of a disagreement."""
+"""The table of cross-checks: facts that stand in several files must be the same fact, and overclaims have names."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from labkit.evidence import MANIFEST
 from labkit.routes import ROUTE_NAMES
 from labkit.verification import adaptation_checks as adaptation
+from labkit.verification import consistency_checks as consistency
 from labkit.verification import decision_checks as decision
 from labkit.verification import overclaims
 from labkit.verification import plan_checks as plan
@@ -15,7 +14,6 @@ from labkit.verification import service_checks as service
 from labkit.verification import timing_checks as timing
 from labkit.verification import training_checks as training
 from labkit.verification.reading import PackReader
-from labkit.verification.verdicts import Contradiction, NotYet
 
 
 @dataclass(frozen=True)
@@ -30,209 +28,6 @@ class CrossCheck:
     next_action: str
     optional: bool = False
     routes: tuple[str, ...] = ROUTE_NAMES
-
-
-def agree(said: dict[str, str], what: str) -> str:
-    """The one value that all of `said` (place to value) name. Raises Contradiction listing every place otherwise."""
-    if len(set(said.values())) > 1:
-        raise Contradiction(f"{what}: " + ", ".join(f"{place} says {value}" for place, value in said.items()))
-    return next(iter(said.values()))
-
-
-def present(pack: PackReader, readers: dict[str, Callable[[], str]]) -> tuple[dict[str, str], list[str]]:
-    """What each file that is there says, and the files that are not. An unreadable file is its own rule's business."""
-    missing = [name for name in readers if not pack.exists(name)]
-    return {name: read() for name, read in readers.items() if name not in missing}, missing
-
-
-def check_training_device(pack: PackReader) -> str:
-    """The device in the log rows, the training environment, the terminal's trace and the README's verdict."""
-    said, missing = present(
-        pack,
-        {
-            training.RUN_LOG: lambda: training.log_devices(pack),
-            training.RUN_ENVIRONMENT: lambda: str(pack.json(training.RUN_ENVIRONMENT).get("device")),
-            training.TRACE: lambda: training.trace_device(pack),
-        },
-    )
-    if said:
-        device = agree({_short(place): value for place, value in said.items()}, "training device")
-        _check_verdict(pack, device)
-        _check_machine(pack, device)
-    if missing or not pack.exists(training.RUN_README):
-        raise NotYet(f"missing: {', '.join(missing or [training.RUN_README])}")
-    return f"{device} in the log rows, the environment and the trace; the README says {training.readme_verdict(pack)}"
-
-
-def _short(name: str) -> str:
-    return name.removeprefix(training.RUN)
-
-
-def _check_verdict(pack: PackReader, device: str) -> None:
-    """Only a run on cuda is an acceptance; a run on a CPU or on MPS is a smoke test whatever its README says."""
-    right = training.CUDA_ACCEPTANCE if device == "cuda" else training.SMOKE_TEST
-    if pack.exists(training.RUN_README) and (said := training.readme_verdict(pack)) != right:
-        raise Contradiction(f"the run's README.md says {said}, training_log.csv says {device}")
-
-
-def _check_machine(pack: PackReader, device: str) -> None:
-    if device != "cuda" or not pack.exists(plan.ENVIRONMENT):
-        return
-    if pack.fields(plan.ENVIRONMENT, ("CUDA",))["CUDA"] != "available":
-        raise Contradiction(f"training_log.csv says cuda, {plan.ENVIRONMENT} says CUDA is not available")
-
-
-def check_losses(pack: PackReader) -> str:
-    """Every loss that the terminal showed stands in training_log.csv, to the four decimals that both print."""
-    rows = {int(float(row["step"])): row for row in training.log_rows(pack)}
-    shown = training.trace_losses(pack)
-    if not shown:
-        raise NotYet(f"{training.TRACE} has no loss lines")
-    if unseen := sorted(set(rows) - set(shown)):
-        raise Contradiction(f"training_log.csv has step {unseen[0]}, {training.TRACE} has not")
-    for step, losses in shown.items():
-        if step not in rows:
-            raise Contradiction(f"{training.TRACE} has step {step}, training_log.csv has not")
-        logged = tuple(float(rows[step][column]) for column in ("train_loss", "val_loss"))
-        if any(abs(a - b) > 1e-4 for a, b in zip(losses, logged, strict=True)):
-            raise Contradiction(f"step {step}: {training.TRACE} says {losses}, training_log.csv says {logged}")
-    return f"{len(shown)} loss lines agree with training_log.csv"
-
-
-def check_route(pack: PackReader) -> str:
-    """One pack, one route: a claim is only as strong as the route it was made on."""
-    if pack.manifest is None:
-        raise NotYet(f"{MANIFEST} is missing or unreadable")
-    readers = {
-        plan.ROUTE_PLAN: lambda: pack.fields(plan.ROUTE_PLAN, ("Route",))["Route"],
-        service.FIRST_RUN: lambda: pack.fields(service.FIRST_RUN, ("Route",))["Route"],
-        service.SUMMARY: lambda: str(pack.json(service.SUMMARY).get("route")),
-        decision.RUNBOOK: lambda: str(pack.json(decision.RUNBOOK).get("route")),
-        decision.OPEN_ROUTE: lambda: str(pack.json(decision.OPEN_ROUTE)["route"]["route"]),
-    }
-    if pack.exists(release.BENCHMARK):
-        readers[release.BENCHMARK] = lambda: str(pack.json(release.BENCHMARK).get("route"))
-    said, missing = present(pack, readers)
-    route = agree({MANIFEST: pack.manifest["route"], **said}, "route")
-    if route not in ROUTE_NAMES:
-        raise NotYet(f"{MANIFEST} names the route {route[:40]!r}, which is none of {', '.join(ROUTE_NAMES)}")
-    if missing:
-        raise NotYet(f"{route} so far; missing: {', '.join(missing)}")
-    return f"{route} in {len(said) + 1} files"
-
-
-def check_model(pack: PackReader) -> str:
-    """Model and revision: what was decided is what ran first, was served, was evaluated and is promised."""
-    said, missing = present(
-        pack,
-        {
-            decision.MODEL_DECISION: lambda: _named(pack.fields(decision.MODEL_DECISION, ("Model", "Revision"))),
-            service.FIRST_RUN: lambda: _named(pack.fields(service.FIRST_RUN, ("Model", "Revision"))),
-            service.SMOKE: lambda: _named(pack.json(service.SMOKE)),
-            service.SUMMARY: lambda: _named(pack.json(service.SUMMARY)),
-            service.RESULTS: lambda: _named(service.result_rows(pack)[0]),
-            release.CONTRACT: lambda: _named(pack.json(release.CONTRACT)),
-        },
-    )
-    if not said:
-        raise NotYet("no file names the model yet")
-    model = agree(said, "model and revision")
-    if missing:
-        raise NotYet(f"{model} so far; missing: {', '.join(missing)}")
-    return f"{model} in {len(said)} files"
-
-
-def _named(values: dict) -> str:
-    lower = {str(key).lower(): value for key, value in values.items()}
-    return f"{lower.get('model')} at {lower.get('revision')}"
-
-
-def check_versions(pack: PackReader) -> str:
-    """The frozen versions are those of the environment that ran, on the machine's report and on the run's."""
-    frozen = plan.freeze_versions(pack)
-    fields = pack.fields(plan.ENVIRONMENT, ())
-    reports = {plan.ENVIRONMENT: {k.removeprefix("Package "): v for k, v in fields.items() if k.startswith("Package ")}}
-    if pack.exists(training.RUN_ENVIRONMENT):
-        reports["the run's environment_report.json"] = pack.json(training.RUN_ENVIRONMENT).get("packages") or {}
-    for place, versions in reports.items():
-        for name, version in versions.items():
-            if (held := frozen.get(plan.normalised(name), "nothing")) != version:
-                if place != plan.ENVIRONMENT:
-                    timing.made_again(pack, plan.FREEZE, training.RUN_ENVIRONMENT)
-                raise Contradiction(f"{plan.FREEZE} says {name} {held}, {place} says {version}")
-    if not reports[plan.ENVIRONMENT]:
-        raise NotYet(f"{plan.ENVIRONMENT} names no package versions")
-    return f"{len(reports[plan.ENVIRONMENT])} package versions agree"
-
-
-def check_case_results(pack: PackReader) -> str:
-    """Each case has one result, under the risk and the check that the case names."""
-    cases = {row["case_id"]: row for row in service.case_rows(pack)}
-    results = {row["case_id"]: row for row in service.result_rows(pack)}  # repeats of a case have one risk and check
-    for case_id in results:
-        for column in ("risk", "check"):
-            case = cases.get(case_id, {}).get(column, "no such case")
-            if case != results[case_id][column]:
-                raise Contradiction(
-                    f"{case_id}: {service.RESULTS} says {results[case_id][column]}, {service.CASES} says {case}"
-                )
-    if untried := [case_id for case_id in cases if case_id not in results]:
-        raise NotYet(f"no result yet for {', '.join(untried[:5])}")
-    return f"{len(results)} results, each under its case's risk and check"
-
-
-def check_gate_numbers(pack: PackReader) -> str:
-    """The gates repeat the evaluation's counts, and claim no speed that the route cannot prove."""
-    by_risk = pack.json(service.SUMMARY)["by_risk"]
-    rows = release.gate_rows(pack)
-    risk_rows = {row["gate"]: row for row in rows if row["gate"] in service.RISKS}
-    if missing := [risk for risk in service.RISKS if risk not in risk_rows]:
-        raise NotYet(f"{release.GATES} has no gate for {', '.join(missing)}")
-    for risk, row in risk_rows.items():
-        counts = by_risk[risk]
-        if (said := re.search(r"(?<!\d)(\d{1,9}) of (\d{1,9})", row["measured"])) is None:
-            raise NotYet(f"{release.GATES}: the gate {risk} measures {row['measured'][:40]!r}, not `n of m`")
-        if (int(said[1]), int(said[2])) != (counts["passed"], counts["total"]):
-            timing.made_again(pack, service.SUMMARY, release.GATES)
-            raise Contradiction(
-                f"{release.GATES} says {risk} {said[0]}, {service.SUMMARY} says {counts['passed']} of {counts['total']}"
-            )
-    fast = [row["gate"] for row in rows if "p95" in row["gate"] and row["status"] == "pass"]
-    if fast and pack.route != "rented_gpu":
-        raise Contradiction(f"{release.GATES} claims {fast[0]}, which the route {pack.route} cannot prove")
-    return "the gates' counts are the evaluation's"
-
-
-def check_smoke_server(pack: PackReader) -> str:
-    """The smoke test met the server that the contract describes, and not one of an earlier lesson."""
-    met, described = pack.json(service.SMOKE)["base_url"], pack.json(release.CONTRACT)["endpoint"]["base_url"]
-    if met != described:
-        raise NotYet(f"{service.SMOKE} met {met}, {release.CONTRACT} describes {described}")
-    return f"both are of {met}"
-
-
-def check_hashes(pack: PackReader) -> str:
-    """Every file that the manifest lists is there and unchanged, those of no rule (executed notebooks) too."""
-    if pack.manifest is None:
-        raise NotYet(f"{MANIFEST} is missing or unreadable")
-    gone, changed, edited = [], [], []
-    for name in pack.entries:
-        try:
-            note = pack.check_recorded(name)
-        except NotYet:
-            gone.append(name)
-        except Contradiction:
-            changed.append(name)
-        else:
-            edited += [name] if note else []
-    if changed:
-        raise Contradiction(f"changed after it was recorded: {', '.join(changed)}")
-    if gone:
-        raise NotYet(f"recorded and gone: {', '.join(gone)}")
-    if not pack.entries:
-        raise NotYet(f"{MANIFEST} lists no file yet")
-    allowed = f"; edited by hand, as it may be: {', '.join(edited)}" if edited else ""
-    return f"{len(pack.entries)} files have their recorded sha256{allowed}"
 
 
 _RUN = training.RUN
@@ -290,27 +85,39 @@ OVERCLAIMS = tuple(
 )
 
 CROSS_CHECKS = (
-    CrossCheck("versions agree", "13.1", (plan.FREEZE,), check_versions, "run `labkit run --lesson 13.1`, then 13.2"),
-    CrossCheck("training device agrees", "13.2", (_RUN, training.TRACE), check_training_device, _TRAIN_AGAIN),
-    CrossCheck("losses agree", "13.2", (_RUN, training.TRACE), check_losses, _TRAIN_AGAIN),
+    CrossCheck(
+        "versions agree",
+        "13.1",
+        (plan.FREEZE,),
+        consistency.check_versions,
+        "run `labkit run --lesson 13.1`, then 13.2",
+    ),
+    CrossCheck(
+        "training device agrees", "13.2", (_RUN, training.TRACE), consistency.check_training_device, _TRAIN_AGAIN
+    ),
+    CrossCheck("losses agree", "13.2", (_RUN, training.TRACE), consistency.check_losses, _TRAIN_AGAIN),
     CrossCheck(
         "results match the cases",
         "13.2",
         (service.RESULTS,),
-        check_case_results,
+        consistency.check_case_results,
         "run `labkit eval` again after editing the cases' own columns",
     ),
-    CrossCheck("one route throughout", "13.4", (plan.ROUTE_PLAN,), check_route, _ALL_AGAIN),
-    CrossCheck("one model throughout", "13.4", (decision.MODEL_DECISION,), check_model, _ALL_AGAIN),
+    CrossCheck("one route throughout", "13.4", (plan.ROUTE_PLAN,), consistency.check_route, _ALL_AGAIN),
+    CrossCheck("one model throughout", "13.4", (decision.MODEL_DECISION,), consistency.check_model, _ALL_AGAIN),
     CrossCheck(
         "smoke test of the contract's server",
         "13.4",
         (service.SMOKE, release.CONTRACT),
-        check_smoke_server,
+        consistency.check_smoke_server,
         "run `labkit run --lesson 13.4`, or `labkit smoke` against that server",
     ),
     CrossCheck(
-        "gates repeat the evaluation", "13.4", (release.GATES,), check_gate_numbers, "run `labkit release` again"
+        "gates repeat the evaluation",
+        "13.4",
+        (release.GATES,),
+        consistency.check_gate_numbers,
+        "run `labkit release` again",
     ),
     CrossCheck(
         "adaptation rests on the evaluation",
@@ -386,5 +193,11 @@ CROSS_CHECKS = (
         routes=("rented_gpu",),
     ),
     *OVERCLAIMS,
-    CrossCheck("manifest hashes match", "", (), check_hashes, "restore the recorded files, or run their lesson again"),
+    CrossCheck(
+        "manifest hashes match",
+        "",
+        (),
+        consistency.check_hashes,
+        "restore the recorded files, or run their lesson again",
+    ),
 )
