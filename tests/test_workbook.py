@@ -76,6 +76,12 @@ def test_the_checklist_runs_last_so_that_its_boxes_are_filled():
     assert [entry.number for entry in workbook.run_order("13.2")] == ["13.2"]
 
 
+@pytest.mark.parametrize("route", ["local_cpu", "free_colab", "rented_gpu"])
+def test_what_a_route_does_not_require_can_be_left_out(route):
+    needed = [entry.number for entry in workbook.required_lessons(routes.load_route(route))]
+    assert needed == ["13.1", "13.2", "13.3", "13.4", "13.5", "13.0"]
+
+
 def test_an_unknown_lesson_names_the_known_ones():
     with pytest.raises(LabError, match=r"no lesson '13.9'.*13\.0, 13\.1"):
         workbook.lesson("13.9")

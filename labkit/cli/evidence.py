@@ -146,6 +146,9 @@ def report(folder: Annotated[Path, typer.Argument(help="the evidence pack")]) ->
 def run(
     route: Annotated[str, typer.Option(help="local_cpu, free_colab or rented_gpu")] = "local_cpu",
     lesson: Annotated[str | None, typer.Option(help="only this lesson, for example 13.2")] = None,
+    required: Annotated[
+        bool, typer.Option("--required", help="only the lessons that leave what the route requires: not 13.6 and 13.7")
+    ] = False,
     evidence: EvidenceOption = None,
     stop_hook: Annotated[
         str, typer.Option(help="rented_gpu: shell command after the end, such as a provider's stop command")
@@ -159,7 +162,7 @@ def run(
         from labkit.guard.start import guarded
         from labkit.workbook.rented import rented_task
 
-        raise typer.Exit(guarded(rented_task(evidence or "", lesson, stop_hook)))
+        raise typer.Exit(guarded(rented_task(evidence or "", lesson, stop_hook, required)))
     from labkit.forecast.compare import after_run
     from labkit.report.page import write_report
     from labkit.report.verification import print_verification
@@ -167,7 +170,7 @@ def run(
     from labkit.workbook import RunDisplay, run_workbook
 
     with RunDisplay() as display:
-        done = run_workbook(route, str(evidence or ""), lesson, display)
+        done = run_workbook(route, str(evidence or ""), lesson, display, required)
     if done.kept:
         print(f"the run before was cut off; it had finished {', '.join(done.kept)}, and this one went on from there")
     print(after_run(open_pack(done.folder, route)))

@@ -6,7 +6,7 @@ nothing for it.
 
 from labkit.verification.two_hour_plan import PLAN, Box, BoxState, box_states
 from labkit.workbook.lessons import LESSONS, Lesson, lesson, run_order
-from labkit.workbook.packs import check_folder, checklist_markdown, open_pack, plan_rows
+from labkit.workbook.packs import check_folder, checklist_markdown, open_pack, plan_rows, required_lessons
 from labkit.workbook.progress import Listener, Progress, RunDisplay
 from labkit.workbook.route_plan import write_route_plan
 from labkit.workbook.runner import RunResult, parameters_for, run_workbook
@@ -31,6 +31,7 @@ __all__ = [
     "open_pack",
     "parameters_for",
     "plan_rows",
+    "required_lessons",
     "run_order",
     "run_workbook",
     "write_route_plan",

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from labkit.evidence import Pack
 from labkit.layout import evidence_folder
-from labkit.routes import load_route
+from labkit.routes import Route, load_route
 from labkit.verification import Finding, Verdict, Verification, verify
+from labkit.verification.rules import RULES
 from labkit.verification.two_hour_plan import box_states
-from labkit.workbook.lessons import LESSONS, lesson
+from labkit.workbook.lessons import LESSONS, Lesson, lesson, run_order
 
 
 def open_pack(route: str, evidence_dir: str | Path = "") -> Pack:
@@ -19,6 +20,12 @@ def open_pack(route: str, evidence_dir: str | Path = "") -> Pack:
     """
     load_route(route)
     return Pack(Path(evidence_dir).expanduser() if evidence_dir else evidence_folder(route), route)
+
+
+def required_lessons(route: Route) -> tuple[Lesson, ...]:
+    """The lessons that leave what `route` requires, in the order of a run, and 13.0, which reads it."""
+    needed = {number for rule in RULES if rule.name in route.required_artifacts for number in rule.lessons}
+    return tuple(entry for entry in run_order() if entry.number in {*needed, "13.0"})
 
 
 def check(number: str, pack: Pack) -> None:

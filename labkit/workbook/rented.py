@@ -23,8 +23,10 @@ _DOLLARS = re.compile(r"\$(\d+(?:\.\d+)?)")
 _AGAIN = f"delete {GPU_PLAN} and run `labkit run --route {RENTED} --lesson {LESSON}`, which writes another"
 
 
-def rented_task(evidence_dir: str | Path = "", lesson: str | None = None, hook: str = "") -> Task:
-    """The guarded command that runs `lesson`, or all of them, on the route rented_gpu.
+def rented_task(
+    evidence_dir: str | Path = "", lesson: str | None = None, hook: str = "", required: bool = False
+) -> Task:
+    """The guarded command that runs `lesson`, those that the route requires, or all of them, on the route rented_gpu.
 
     The limits are those of gpu_plan.md. Lesson 13.1, which writes it, begins with what the route file allows.
     Raises LabError when the plan is missing, not filled, or its stop time has passed.
@@ -33,7 +35,7 @@ def rented_task(evidence_dir: str | Path = "", lesson: str | None = None, hook: 
     first = lesson == LESSON and not pack.path(GPU_PLAN).exists()
     limits = _first_limits(route) if first else _planned_limits(pack)
     argv = [sys.executable, "-m", "labkit.cli", "run", "--route", RENTED, "--evidence", str(pack.folder.resolve())]
-    argv += ["--lesson", lesson] if lesson else []
+    argv += ["--lesson", lesson] if lesson else ["--required"] if required else []
     return Task(tuple(argv), limits, pack.folder, RENTED, GUARD, GRACE_SECONDS, hook)
 
 

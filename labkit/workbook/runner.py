@@ -16,7 +16,7 @@ from labkit.layout import NOTEBOOKS, STATE
 from labkit.routes import Route, load_route
 from labkit.workbook.copies import portable, shareable_copy
 from labkit.workbook.lessons import Lesson, run_order
-from labkit.workbook.packs import open_pack
+from labkit.workbook.packs import open_pack, required_lessons
 from labkit.workbook.progress import Listener, Progress
 
 COPIES = "notebooks"  # the folder in the pack that keeps the executed copies
@@ -33,11 +33,15 @@ class RunResult:
 
 
 def run_workbook(
-    route: str, evidence_dir: str | Path = "", lesson: str | None = None, on_event: Listener | None = None
+    route: str,
+    evidence_dir: str | Path = "",
+    lesson: str | None = None,
+    on_event: Listener | None = None,
+    required: bool = False,
 ) -> RunResult:
     """Execute the notebooks on `route` and keep the executed copies in the pack's notebooks/ folder.
 
-    `lesson` runs a single one; `evidence_dir` is relative to the current folder. Each notebook gets the route
+    `lesson` runs a single one, `required` those that leave what the route requires; `evidence_dir` is relative to the current folder. Each notebook gets the route
     file's value for just those parameters that it declares. Raises LabError when a cell fails or a kernel dies: the
     copy of that notebook, as far as it came, and every artifact so far stay in the pack.
 
@@ -48,7 +52,8 @@ def run_workbook(
     pack = open_pack(route, evidence_dir)
     done = _finished(pack) if lesson is None else {}
     kept = tuple(done)
-    lessons = [entry for entry in run_order(lesson) if entry.number not in kept]
+    wanted = required_lessons(chosen) if required else run_order(lesson)
+    lessons = [entry for entry in wanted if entry.number not in kept]
     for entry in lessons:
         _run_lesson(entry, chosen, pack, on_event or (lambda event: None))
         done[entry.number] = sha256_of(NOTEBOOKS / entry.file)
