@@ -318,7 +318,10 @@ def edge_plot(checklist: Mapping) -> Plot:
     latency.set(xlabel="tokens of the prompt", ylabel="first token (ms)")
     latency.set_ylim(bottom=0)
     latency.legend()
-    memory.plot(*zip(*checklist["memory"], strict=True), color=BLUE)
+    answers, held = zip(*checklist["memory"], strict=True)
+    memory.plot(answers, held, color=BLUE)
+    memory.set_ylim(min(held) - 5, max(held) + 5)  # a change of some kilobytes is none
+    memory.ticklabel_format(useOffset=False)
     memory.set(xlabel="answers", ylabel="resident memory (MB)", title=f"{checklist['growth']:+.2f} MB for 100 answers")
     for axes in (latency, memory):
         axes.grid(alpha=0.3)

@@ -17,7 +17,7 @@ FEW_STEPS = 60
 
 @pytest.fixture(scope="module")
 def packs(tmp_path_factory):
-    """Each GPU route's pack. Without a GPU one of the two runs all that it requires, and 13.1 is what the other has of its own.
+    """Each GPU route's pack. Without a GPU one of the two runs all that it requires, and the other 13.1, its own.
 
     The training of the fallback is local_cpu's, which test_end_to_end.py runs at its size; a few steps of it do here.
     """

@@ -231,7 +231,7 @@ def test_overruling_the_rule_is_written_down():
 def test_the_stop_time_is_what_the_budget_or_the_lessons_allow_and_is_never_extended():
     route = load_route("rented_gpu")
     start = datetime(2026, 1, 1, tzinfo=UTC)
-    assert routes.planned_stop(route, start) == "2026-01-01T03:15+00:00"  # 195 minutes of lessons
+    assert routes.planned_stop(route, start) == "2026-01-01T03:35+00:00"  # 215 minutes of lessons
     assert routes.planned_stop(replace(route, budget_usd=0.79), start) == "2026-01-01T01:00+00:00"
     plan = routes.gpu_plan_markdown(route, "2026-01-01T03:15+00:00", "L40S", "a price")
     assert routes.planned_stop(route, datetime(2026, 1, 2, tzinfo=UTC), plan) == "2026-01-01T03:15+00:00"

@@ -19,7 +19,7 @@ app = typer.Typer(
 DEVICE_HELP = "auto, cpu, cuda or mps; a device that is asked for by name and absent is an error"
 MODEL_HELP = "mini-instruct (shipped here), a folder with a transformers checkpoint, or a hub id"
 BACKEND_HELP = "what runs the model: auto, transformers, onnx or llama.cpp (a .gguf file)"
-DTYPE_HELP = "number format: auto, float32, bfloat16, float16, int8, nf4 or nf4-dq; for onnx float32, int8 or int4"
+DTYPE_HELP = "auto, float32, bfloat16, float16, int8, nf4 or nf4-dq; for onnx float32, float16, int8 or int4"
 PACK_HELP = "the evidence pack's folder (default: evidence/<route>)"
 ROUTE_HELP = "local_cpu, free_colab or rented_gpu (default: the pack's own, else local_cpu)"
 

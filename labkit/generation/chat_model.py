@@ -182,7 +182,7 @@ def load_chat_model(
 
     `device` is auto, cpu, cuda or mps; `backend` is auto, transformers, onnx or llama.cpp (see `choose_backend`);
     None is the reference: transformers, llama.cpp for a GGUF file, and onnx for an ONNX export.
-    `dtype` is a torch type's name, or int8, nf4 or nf4-dq by bitsandbytes; for onnx float32, int8 or int4. "auto" is
+    `dtype` is a torch type's name, or int8, nf4 or nf4-dq by bitsandbytes; for onnx one of its PRECISIONS. "auto" is
     int4 for onnx; else float32 on the CPU, where 16-bit arithmetic is rarely faster, and the checkpoint's own type
     elsewhere. `rows` is the most answers at once, for which llama.cpp takes its memory beforehand. `revision` is the
     hub's commit, tag or branch to load; local weights have one revision, and must be that. No code from a hub is ever

@@ -41,9 +41,10 @@ def run_workbook(
 ) -> RunResult:
     """Execute the notebooks on `route` and keep the executed copies in the pack's notebooks/ folder.
 
-    `lesson` runs a single one, `required` those that leave what the route requires; `evidence_dir` is relative to the current folder. Each notebook gets the route
-    file's value for just those parameters that it declares. Raises LabError when a cell fails or a kernel dies: the
-    copy of that notebook, as far as it came, and every artifact so far stay in the pack.
+    `lesson` runs a single one, `required` those that leave what the route requires; `evidence_dir` is relative to the
+    current folder. Each notebook gets the route file's value for just those parameters that it declares. Raises
+    LabError when a cell fails or a kernel dies: the copy of that notebook, as far as it came, and every artifact so far
+    stay in the pack.
 
     A run of all lessons that was cut off, by a kill or a failing cell, goes on at the lesson it had not finished,
     unless the workbook has changed since.
