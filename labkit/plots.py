@@ -24,7 +24,7 @@ from labkit.routes import Route
 from labkit.training.log import trace_line
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
-PALETTE = (BLUE, ORANGE, GREEN, VERMILION, "#56B4E9", "#CC79A7", "#F0E442")
+PALETTE = (BLUE, ORANGE, GREEN, VERMILION, "#56B4E9", "#CC79A7", "#F0E442", GREY)
 
 
 _MEMORY_PARTS = (

@@ -1,5 +1,7 @@
 """The lessons, the pack a notebook opens, and papermill over notebooks: real kernels, small notebooks."""
 
+import base64
+import io
 import json
 import os
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from PIL import Image
 
 from labkit import layout, routes, workbook
 from labkit.environment import EnvironmentReport
@@ -20,6 +23,7 @@ from labkit.evidence import Pack, read_manifest
 from labkit.routes import ROUTE_NAMES, load_route
 from labkit.verification import Finding, Verdict, verify
 from labkit.workbook import PLAN, Lesson, copies, packs, runner
+from labkit.workbook.copies import small_png
 from labkit.workbook.progress import Progress, RunDisplay
 
 
@@ -80,6 +84,15 @@ def test_the_checklist_runs_last_so_that_its_boxes_are_filled():
 def test_what_a_route_does_not_require_can_be_left_out(route):
     needed = [entry.number for entry in workbook.required_lessons(routes.load_route(route))]
     assert needed == ["13.1", "13.2", "13.3", "13.4", "13.5", "13.0"]
+
+
+def test_pictures_of_an_executed_copy_are_small_and_of_the_same_size():
+    from labkit.plots import route_minutes
+
+    before = route_minutes(routes.load_routes())._repr_png_()
+    after = base64.b64decode(small_png(base64.b64encode(before).decode("ascii")))
+    assert len(after) < 0.6 * len(before)
+    assert Image.open(io.BytesIO(after)).size == Image.open(io.BytesIO(before)).size
 
 
 def test_an_unknown_lesson_names_the_known_ones():
@@ -314,7 +327,7 @@ def test_a_warning_of_an_installed_package_names_no_folder_of_this_machine(tmp_p
     assert said == "<site-packages>/pytest/__init__.py:3: UserWarning; <python>/os.py"
 
 
-def test_pictures_are_left_alone_and_widgets_become_a_note(tmp_path):
+def test_what_is_no_picture_is_left_alone_and_widgets_become_a_note(tmp_path):
     home = str(Path.home())
     assert copies._clean({"image/png": home, "text/plain": home}, tmp_path) == {"image/png": home, "text/plain": "~"}
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "VBox(children=())"}

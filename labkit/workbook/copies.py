@@ -1,5 +1,7 @@
 """Executed copies that may be shared: no home folder, no machine path, no widget state in them."""
 
+import base64
+import io
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 from labkit.layout import ROOT
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
+_PICTURE = "image/png"
 _PAPERMILL_PATHS = ("input_path", "output_path")
 
 
@@ -31,7 +34,8 @@ def portable(text: str, pack: Path) -> str:
 def shareable_copy(draft: Path, pack: Path) -> str:
     """The executed notebook at `draft` as JSON text, without what only concerns this machine.
 
-    Widget state goes because GitHub refuses to preview a notebook whose state is incomplete; pictures stay as they are.
+    Widget state goes because GitHub refuses to preview a notebook whose state is incomplete; pictures are stored with a
+    palette, a third of the size, so that a pack stays small enough to hand in.
     """
     import nbformat
 
@@ -48,7 +52,7 @@ def shareable_copy(draft: Path, pack: Path) -> str:
 
 
 def _clean(value, pack: Path):
-    """`value` with every string made portable, pictures (base64) as they are, widgets replaced by a note."""
+    """`value` with every string made portable, pictures made small, widgets replaced by a note."""
     if isinstance(value, str):
         return portable(value, pack)
     if isinstance(value, list):
@@ -58,6 +62,21 @@ def _clean(value, pack: Path):
         if _WIDGET in value:
             kept["text/plain"] = "(a control: run this notebook in Jupyter to use it)"
         return type(value)(
-            {key: item if key.startswith("image/") else _clean(item, pack) for key, item in kept.items()}
+            {key: small_png(item) if key == _PICTURE else _clean(item, pack) for key, item in kept.items()}
         )
     return value
+
+
+def small_png(encoded: str) -> str:
+    """The PNG `encoded` in base64 with a palette of 256 colours, where that makes it smaller: a figure has few. What is
+    no picture is given back as it is."""
+    from PIL import Image
+
+    made = io.BytesIO()
+    try:
+        picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    except (OSError, ValueError):
+        return encoded
+    picture.quantize(256, dither=Image.Dither.NONE).save(made, "PNG", optimize=True)
+    small = base64.b64encode(made.getvalue()).decode("ascii")
+    return min(small, encoded, key=len)
