@@ -93,7 +93,7 @@ def _only_pack(unpacked: Path, archive: Path) -> Path:
     packs = [pack for pack in found if not any(other in pack.parents for other in found)]
     if len(packs) != 1:
         what = f"{archive.name} holds {len(packs)} packs" if packs else f"{archive.name} holds no {MANIFEST}"
-        raise LabError(what, "pack the one folder that holds manifest.json, for example with `labkit export`")
+        raise LabError(what, "pack the one folder that holds manifest.json, for example with `labkit export pack`")
     return packs[0]
 
 

@@ -374,7 +374,7 @@ def test_a_link_is_not_exported(pack, tmp_path):
 def test_the_commands_say_what_they_did(pack, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = CliRunner()
-    assert "packed: " in run.invoke(app, ["export", str(pack), "--out", "a.zip"]).output
+    assert "packed: " in run.invoke(app, ["export", "pack", str(pack), "--out", "a.zip"]).output
     done = run.invoke(app, ["import", "a.zip", "--out", "back"])
     assert (done.exit_code, "next: labkit verify back" in done.output) == (0, True)
     checked = run.invoke(app, ["check", "13.2", "--evidence", "back"])

@@ -16,6 +16,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+export = typer.Typer(
+    help="Convert a checkpoint for another runtime (onnx, gguf, foundry), or pack an evidence pack to hand it in (pack).",
+    no_args_is_help=True,
+)
+app.add_typer(export, name="export")
+
 DEVICE_HELP = "auto, cpu, cuda or mps; a device that is asked for by name and absent is an error"
 MODEL_HELP = "mini-instruct (shipped here), a folder with a transformers checkpoint, or a hub id"
 BACKEND_HELP = "what runs the model: auto, transformers, onnx or llama.cpp (a .gguf file)"

@@ -12,6 +12,7 @@ from labkit.cli.app import (
     ModelOption,
     RouteOption,
     app,
+    export,
     open_pack,
     print_json,
 )
@@ -117,8 +118,8 @@ def import_(
     print(f"next: labkit verify {_shown(parcel.path)}")
 
 
-@app.command("export")
-def export_(
+@export.command("pack")
+def export_pack_(
     folder: Annotated[Path, typer.Argument(help="the evidence pack")],
     out: Annotated[Path | None, typer.Option("--out", help="a new file (default: <the pack's name>.zip)")] = None,
 ) -> None:

@@ -6,13 +6,8 @@ from typing import Annotated
 
 import typer
 
-from labkit.cli.app import MODEL_HELP, app, print_json
+from labkit.cli.app import MODEL_HELP, app, export, print_json
 from labkit.errors import LabError
-
-export = typer.Typer(
-    help="Convert a checkpoint, with or without an adapter, for another runtime.", no_args_is_help=True
-)
-app.add_typer(export, name="export")
 
 ModelArgument = Annotated[str, typer.Argument(help="mini-instruct, or a folder with a transformers checkpoint")]
 AdapterOption = Annotated[Path | None, typer.Option(help="folder of a LoRA adapter, merged before the conversion")]

@@ -8,6 +8,7 @@ from labkit.landscape.prices import Price, load_prices
 
 MEMORY_SHARE = 0.85  # of a card, for weights and cache: what the engines' rows of engines.csv start with
 CONTEXT, REQUESTS = 4096, 8  # tokens of a request, and requests at once
+PIECE = 512  # tokens of each request that are read in one step: engines read a long prompt in pieces
 DAY_HOURS, MONTH_DAYS = 8, 22  # of somebody who gives the machines back every evening
 MONTH_HOURS = 730  # a machine that nobody gives back: 8760 / 12
 MODELS = (
@@ -40,7 +41,7 @@ def moves() -> tuple[Move, ...]:
 
 
 def _move(model: str, quant: str, price: Price) -> Move:
-    needed = memory_estimate(model, quant, CONTEXT, REQUESTS).total / GB
+    needed = memory_estimate(model, quant, CONTEXT, REQUESTS, PIECE).total / GB
     cards = 2 ** math.ceil(math.log2(max(1.0, needed / (price.vram_gb * MEMORY_SHARE))))
     return Move(model, quant, needed, price, cards)
 
