@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 from healthy_pack import MODEL, REVISION, build_pack
 
 from labkit.adaptation.decision import AdaptationDecision, Failure, Tried
+from labkit.edge.decision import decide_export
+from labkit.edge.measures import GROWTH_LIMIT, Checklist, Item, Latency, growth_of, slope_of
 from labkit.evidence import MANIFEST, Pack, csv_text, read_csv, read_manifest
 
 RUN = "openllm_gpu_training_run"
@@ -31,6 +34,22 @@ FACTS = AdaptationDecision(
     privacy="internal",
     consent="none",
     split="separate files",
+)
+
+
+MEMORY = tuple((10 * number, 300.0) for number in range(1, 9))
+LATENCIES = (Latency(16, 0.01, 0.012), Latency(64, 0.02, 0.022), Latency(256, 0.06, 0.062))
+CHECKLIST = Checklist(
+    model=MODEL,
+    revision=REVISION,
+    backend="onnx",
+    dtype="int4",
+    items=(Item("memory growth", True, "none", f"{GROWTH_LIMIT} MB for 100 generations"),),
+    latencies=LATENCIES,
+    slope=slope_of([(row.tokens, 1000 * row.seconds) for row in LATENCIES]),
+    memory=MEMORY,
+    growth=growth_of(MEMORY),
+    edge_cases=(),
 )
 
 
@@ -160,6 +179,34 @@ def _write_levers(pack: Pack) -> None:
     write_table(pack)
 
 
+def to_the_edge(folder: Path) -> None:
+    """What lesson 13.7 leaves, without llama.cpp: one export, its answers, the checklist, and the prompt template."""
+    pack = Pack(folder, "local_cpu")
+    rows = read_csv(folder / "eval_results.csv")
+    for run in ("source", "onnx-int4"):
+        pack.write_csv(f"edge/{run}/eval_results.csv", rows, list(rows[0]), "13.7")
+    check = {"cases": len(rows), "answers_differ": [], "share": 0.0, "limit": 0.2, "flagged": False}
+    check |= {"passed": len(rows) - 1, "broken": [], "fixed": []}
+    export = {"kind": "onnx", "precision": "int4", "tool": "builder", "command": "labkit export onnx", "check": check}
+    export |= {"source": {"name": MODEL, "files": {}}, "adapter": None, "versions": {}}
+    export |= {"files": {"model.onnx": {"bytes": 4_000_000, "sha256": "0" * 64}}}
+    exports = [export, {"kind": "gguf", "precision": "Q4_K_M", "not_run": "llama-cpp-python is not installed"}]
+    pack.write_json("edge_report.json", {"exports": exports, "decision": asdict(decide_export(exports))}, "13.7")
+    pack.write_json("quality_checklist.json", CHECKLIST.as_dict(), "13.7")
+    template = {"user": "<user>{Content}", "assistant": "<assistant>{Content}", "prompt": "<user>{Content}<assistant>"}
+    config = {"max_length": 1024, "temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0}
+    made = {"Name": "m", "Description": "an export", "Version": "1", "PromptTemplate": template, "ModelConfig": config}
+    pack.write_json("inference_model.json", made, "13.7")
+
+
+def guard(folder: Path) -> None:
+    """What `labkit guard` leaves of the whole run beside the proof of 13.4's server."""
+    proof = json.loads((folder / "shutdown_proof.json").read_text())
+    limits = {"ended_because": "the command ended", "limit_seconds": 7200, "budget_usd": 3.0, "stop_at": None}
+    limits["stop_at"] = "2026-01-05T11:00:00+00:00"
+    Pack(folder, "rented_gpu").write_json("guard_proof.json", proof | {"guard": limits, "hook": "none"}, "13.4")
+
+
 def all_gates_pass(folder: Path) -> None:
     """An evaluation in which nothing fails, and the gates that follow from it."""
     rows = [row | {"pass": "true"} for row in read_csv(folder / "eval_results.csv")]
@@ -178,7 +225,14 @@ def review(folder: Path, note: str = "read: {case_id} says what the policy says"
     (folder / "eval_cases.csv").write_text(csv_text(rows, list(rows[0])))
 
 
-BASES = {"healthy": (), "adapted": (adapt,), "rented": (rent,), "colab": (lend,)}
+BASES = {
+    "healthy": (),
+    "adapted": (adapt,),
+    "edge": (to_the_edge,),
+    "rented": (rent,),
+    "guarded": (rent, guard),
+    "colab": (lend,),
+}
 
 
 def base_folder(root: Path, name: str) -> Path:

@@ -236,7 +236,8 @@ def test_the_table_of_the_page_is_computed_from_the_price_rows():
 
 def test_the_arithmetic_by_hand():
     """Llama 3.3 70B in bf16: 70.554 B x 2 bytes = 141.1 GB, and 80 layers x 8 heads x 128 x 2 x 2 bytes x 32,768 tokens
-    = 10.7 GB of cache and 0.7 of overhead, with what reading 4,096 tokens in one step takes; a card of 80 GB gives 68, so three would do and four divide the heads."""
+    = 10.7 GB of cache, 0.7 of overhead, and what reading 4,096 tokens in one step takes; a card of 80 GB gives 68, so
+    three would do and four divide the heads."""
     move = next(m for m in moves() if m.quant == "bf16" and "70B" in m.model and m.price.vram_gb == 80)
     reading = memory_estimate(move.model, "bf16", CONTEXT, REQUESTS, PIECE).activations / 1e9
     held = 70.554 * 2 + 80 * 8 * 128 * 4 * 32_768 / 1e9 + 650 * 2**20 / 1e9

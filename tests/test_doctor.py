@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import sys
 import threading
 import time
 from collections import namedtuple
@@ -239,9 +240,10 @@ def test_a_full_card_is_told_with_who_holds_it(monkeypatch):
 def test_a_package_that_is_not_as_pinned_is_named(monkeypatch):
     assert packages.versions(ASKED).state is State.OK
     real = packages.installed_version
-    monkeypatch.setattr(packages, "installed_version", lambda name: "1.0" if name == "openai" else real(name))
+    monkeypatch.setattr(packages, "installed_version", lambda name: "1.0" if name == "limits" else real(name))
+    monkeypatch.delitem(sys.modules, "limits", raising=False)
     found = packages.versions(ASKED)
-    assert "openai 1.0 is installed and ==" in found.seen
+    assert "limits 1.0 is installed and ==" in found.seen
     monkeypatch.setattr(packages, "installed_version", lambda name: None if name == "bm25s" else real(name))
     assert "bm25s is not installed" in packages.versions(ASKED).seen
 

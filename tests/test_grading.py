@@ -158,7 +158,7 @@ def test_an_archive_that_leads_out_is_a_row_and_writes_nothing(pack, tmp_path):
             file.writestr(entry, "x")
         (grade,) = graded(tmp_path / name, tmp_path)
         assert grade.verdict == UNREADABLE
-        assert "escaped.txt" in grade.problem
+        assert "escaped" in grade.problem
     assert not list(tmp_path.rglob("escaped.txt"))
 
 

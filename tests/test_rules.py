@@ -208,6 +208,26 @@ RULE_PACKS = {
     "README.md": Three(
         ("README.md",), (("README.md", "## Roll back", "## Thanks"),), "not filled: Roll back", verdict=NOT_YET
     ),
+    "edge_report.json": Three(
+        ("edge_report.json",),
+        (("edge_report.json", '"choice": "onnx int4"', '"choice": "gguf Q4_K_M"'),),
+        "its own exports say onnx int4",
+        "edge",
+    ),
+    "inference_model.json": Three(
+        ("inference_model.json",),
+        (("inference_model.json", "<user>{Content}", "<user>"),),
+        "inference_model.json",
+        "edge",
+        verdict=NOT_YET,
+    ),
+    "quality_checklist.json": Three(
+        ("quality_checklist.json",),
+        keys("quality_checklist.json", slope=0.0),
+        "not those of its measurements",
+        "edge",
+    ),
+    "guard_proof.json": Three(("guard_proof.json",), keys("guard_proof.json", cost_usd=0.04), "an hour are", "guarded"),
 }
 CROSS_PACKS = {
     "versions agree": Three(
@@ -393,7 +413,7 @@ def test_a_rule_sees_through_its_forgery(pack, name):
     assert finding.next_action
 
 
-@pytest.mark.parametrize("base", ["healthy", "adapted", "rented", "colab"])
+@pytest.mark.parametrize("base", ["healthy", "adapted", "edge", "rented", "guarded", "colab"])
 def test_the_bases_are_whole(root, base):
     verification = verify(base_folder(root, base))
     open_ones = [f for f in (*verification.artifacts, *verification.cross_checks) if f.verdict is not Verdict.SUPPORTED]

@@ -17,7 +17,7 @@ app = typer.Typer(
 )
 
 export = typer.Typer(
-    help="Convert a checkpoint for another runtime (onnx, gguf, foundry), or pack an evidence pack to hand it in (pack).",
+    help="Convert a checkpoint for another runtime (onnx, gguf, foundry), or an evidence pack to hand in (pack).",
     no_args_is_help=True,
 )
 app.add_typer(export, name="export")

@@ -84,8 +84,7 @@ def tunnel(
             _rented_pack(out, route).write_json("api_smoke_test.json", proof, "13.2")
         print_json(proof)
         if not once:
-            print(f"open: http://127.0.0.1:{port}/v1 is {host}; Ctrl+C closes it", flush=True)
-            wait_for_end(ssh)
+            wait_for_end(ssh, f"open: http://127.0.0.1:{port}/v1 is {host}; Ctrl+C closes it")
 
 
 @app.command()

@@ -45,9 +45,10 @@ def open_tunnel(command: list[str], port: int, seconds: float = OPEN_SECONDS) ->
         ssh.wait()
 
 
-def wait_for_end(ssh: subprocess.Popen) -> None:
-    """Return at Ctrl+C. Raises LabError when the tunnel breaks."""
+def wait_for_end(ssh: subprocess.Popen, told: str) -> None:
+    """Say `told`, and return at Ctrl+C. Raises LabError when the tunnel breaks."""
     with contextlib.suppress(KeyboardInterrupt):
+        print(told, flush=True)
         ssh.wait()
         raise _ended(ssh)
 
