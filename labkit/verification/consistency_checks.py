@@ -200,6 +200,7 @@ def check_hashes(pack: PackReader) -> str:
         raise NotYet(f"{MANIFEST} is missing or unreadable")
     gone, changed, edited = [], [], []
     for name in pack.entries:
+        service.moment(pack.written(name), f"the time of {name} in {MANIFEST}")
         try:
             note = pack.check_recorded(name)
         except NotYet:
