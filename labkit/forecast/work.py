@@ -25,7 +25,7 @@ from labkit.workbook import kill_drill, lesson
 
 STRICT_SECONDS = 3.0  # of 13.4's second server: a request that is made to run into its limit
 FORMATS, SCORED, ANSWERS_TIMED = 4, 12, 4  # of 13.6: number formats, chats scored for each, answers timed for each
-EDGE_FORMATS, EDGE_SCORED, EDGE_TIMED = 5, 8, 4  # of 13.7, the same
+EDGE_FORMATS, EDGE_SCORED, EDGE_TIMED = 6, 8, 4  # of 13.7, the same
 DTYPES, ANSWERS_OF_A_DTYPE = 2, 2  # of 13.3: formats, and their five short answers as whole ones
 QLORA_STEPS = 8
 SHORT_ANSWERS = 8  # generations of the checklist, twelve tokens each, in the time of a case
