@@ -45,7 +45,7 @@ def train(
         _train_recipe(recipe, out, device, resume, snapshot_seconds)
         return
     from labkit.environment import choose_device
-    from labkit.training.parallel import join_world, leave_world
+    from labkit.training.parallel import join_world, leave_world, wait_for_all
     from labkit.training.plan import SHOP_TEXT, MiniRun, check_run
 
     run = MiniRun.of_size(
@@ -70,6 +70,7 @@ def train(
     try:
         check_run(run, chosen, world)  # before the pack: a run that cannot start leaves no file
         _train(run, out, route, device=device, resume=resume, world=world, snapshot_seconds=snapshot_seconds)
+        wait_for_all(world)
     finally:
         leave_world(world)
 

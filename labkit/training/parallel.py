@@ -58,6 +58,12 @@ def join_world(device: str, way: str = "ddp") -> World:
     return World(distributed.get_rank(), size, way)
 
 
+def wait_for_all(world: World) -> None:
+    """Return when every process has come so far: one that is still at work may abort when another has hung up."""
+    if world.size > 1:
+        distributed.barrier()
+
+
 def leave_world(world: World) -> None:
     if world.size > 1:
         distributed.destroy_process_group()
