@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -299,3 +301,9 @@ def test_names_of_adapters_are_checked(tiny_model_folder, folders, adapted):
         with pytest.raises(LabError, match=what):
             named_adapters(texts)
     assert runtimes._options(ServerSettings(adapters=(("a", "one"),)))[-1] == "--adapter=a=one"
+
+
+def test_loading_peft_says_nothing_about_kernels_that_a_hub_would_have():
+    words = "from labkit.generation.bits import load_what_peft_loads as load; load(); from peft import PeftModel"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, "kernels" in done.stderr) == (0, False), done.stderr

@@ -57,6 +57,12 @@ def import_bitsandbytes() -> None:
         importlib.import_module("bitsandbytes")
 
 
+def load_what_peft_loads() -> None:
+    """Call before peft is imported: it loads bitsandbytes where it is installed, and would not do it silently."""
+    with contextlib.suppress(ImportError):
+        import_bitsandbytes()
+
+
 @contextlib.contextmanager
 def hidden(name: str) -> Iterator[None]:
     """Meanwhile no package called `name` can be found or imported."""

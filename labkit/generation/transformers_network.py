@@ -1,6 +1,5 @@
 """The reference backend: any causal model that transformers loads, on the device that was chosen."""
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +18,8 @@ from labkit.environment import Device, sixteen_bits
 from labkit.generation.backends import BITSANDBYTES, require_transformers_dtype
 from labkit.generation.batch import Batch
 from labkit.generation.bits import (
-    import_bitsandbytes,
     keep_odd_sizes_unpacked,
+    load_what_peft_loads,
     number_format,
     quantization_config,
     require_bitsandbytes,
@@ -63,8 +62,7 @@ class TransformersNetwork:
 
     def adapt(self, folders: Mapping[str, Path], base_revision: str) -> None:
         """Lay adapters (name to folder) beside the weights. Raises LabError (see `Adapters`)."""
-        with contextlib.suppress(ImportError):
-            import_bitsandbytes()  # peft does, where it is installed
+        load_what_peft_loads()
         from labkit.generation.adapters import Adapters
 
         self._adapters = Adapters(self.model, folders, base_revision)

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from labkit.adaptation.lora.settings import SEVEN, WITH_SEVEN, LoraSettings
 from labkit.errors import LabError
 from labkit.export.checkpoint import weights_revision
-from labkit.generation.bits import keep_odd_sizes_unpacked, quantization_config
+from labkit.generation.bits import keep_odd_sizes_unpacked, load_what_peft_loads, quantization_config
 from labkit.training.precision import DTYPES, Precision, choose_precision
 
 BITS = {"nf4": "nf4-dq", "int8": "int8"}  # QLoRA quantizes the scales too
@@ -101,6 +101,7 @@ def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
 
 
 def _adapted(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
+    load_what_peft_loads()
     from peft import get_peft_model
 
     from labkit.generation.adapters import peft_at_work

@@ -9,6 +9,7 @@ from labkit.adaptation.lora.base import Base, find_base
 from labkit.adaptation.lora.card import read_card, save_checkpoint, stored_type
 from labkit.adaptation.lora.run import EMBEDDED, loading
 from labkit.errors import LabError
+from labkit.generation.bits import load_what_peft_loads
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -20,6 +21,7 @@ def merge_adapter(adapter: Path, out: Path, model: str = "") -> Path:
     card's name for it does not. Raises LabError for a folder that is no adapter, a base of another revision than the
     adapter was trained on, and a folder `out` that is not empty.
     """
+    load_what_peft_loads()
     from peft import PeftModel
 
     from labkit.generation.adapters import peft_at_work
