@@ -178,8 +178,11 @@ def test_damage_at_any_byte_of_an_archive_is_a_clear_error_or_its_files(tmp_path
     for data in (whole, plain):
         for at in range(0, len(data), 7):
             (tmp_path / "b").write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+            out = tmp_path / f"out{len(data)}-{at}"
             with contextlib.suppress(LabError):
-                unpack(tmp_path / "b", tmp_path / f"out{len(data)}-{at}")
+                assert unpack(tmp_path / "b", out).is_relative_to(out)
+    beside = {path.name for path in tmp_path.iterdir() if not path.name.startswith("out")}
+    assert beside == {"a.zip", "a.tar", "b"}, "nothing was written beside the folders that were given"
 
 
 def test_a_header_that_wants_gigabytes_is_not_read(tmp_path):

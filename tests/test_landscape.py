@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -288,7 +289,11 @@ def test_records_for_a_program_have_null_for_unknown_and_an_age_for_each_fact():
 
 
 def test_expired_facts_are_a_warning_in_ci_and_no_failure():
-    for line in staleness.stale_summary(staleness.stale_rows()):
+    rows = staleness.stale_rows()
+    lines = staleness.stale_summary(rows)
+    assert bool(lines) == bool(rows)
+    assert all(re.fullmatch(r"\w+\.csv: \d+ of \d+ rows expired", line) for line in lines)
+    for line in lines:
         warnings.warn(f"{line}: see `labkit models --stale`", stacklevel=1)
 
 

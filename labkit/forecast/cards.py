@@ -1,33 +1,11 @@
-"""What a rented or lent card can do at most, and what an hour of it costs: published, with source and date."""
+"""Which published peak and which price belong to a route, and both in words, with source and date."""
 
-from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
-from typing import ClassVar
 
+from labkit.landscape.gpu_peaks import GpuPeak, load_peaks
 from labkit.landscape.prices import Price, load_prices
-from labkit.landscape.tables import LANDSCAPE, age_text, read_table
+from labkit.landscape.tables import age_text
 from labkit.routes import Route
-
-
-@dataclass(frozen=True)
-class GpuPeak:
-    """The published peaks of one card: dense 16-bit tensor products in TFLOP/s, memory in 10^9 bytes per second."""
-
-    expires_days: ClassVar[int | None] = None
-
-    card: str
-    words: str
-    tflops_16bit: float
-    gb_per_second: float
-    vram_gb: int
-    source_url: str
-    basis: str
-    seen: date | None = None
-
-
-def load_peaks(path: Path = LANDSCAPE / "gpu_peaks.csv") -> tuple[GpuPeak, ...]:
-    return read_table(path, GpuPeak, key="card")
 
 
 def price_of(route: Route) -> Price | None:
