@@ -276,7 +276,7 @@ def said(found: dict) -> str:
 
 
 def write_plot(found: dict, path: Path) -> None:
-    from labkit.plots import BLUE, Plot
+    from labkit.plots.figure import BLUE, Plot
 
     figure = Plot()
     axes = figure.subplots()
