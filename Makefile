@@ -22,7 +22,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-colab lab lint mini-instruct reference
+.PHONY: help setup run test test-colab olive lab lint mini-instruct reference
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -40,8 +40,13 @@ $(STAMP): pyproject.toml
 run: setup  ## run the workbook on ROUTE (default local_cpu), verify the pack, write the report
 	@$(BIN)/labkit run --route $(ROUTE)
 
-test: setup  ## run the whole test suite, and the notebooks under nbval with it
+test: setup olive  ## run the whole test suite, and the notebooks under nbval with it
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests notebooks $(NBVAL) $(TWO_AT_ONCE)
+
+# Two tests convert with Olive; without a network for its packages they are skipped.
+olive: setup
+	@$(BIN)/python -c "from labkit.export.olive import make_environment; make_environment()" 2>/dev/null || \
+	  echo "Olive's environment could not be made: its two tests will be skipped"
 
 test-colab: $(COLAB_STAMP)  ## run the fast part of the tests on free Colab's package versions, in .venv-colab
 	OMP_NUM_THREADS=1 $(COLAB_VENV)/bin/python -m pytest tests $(TWO_AT_ONCE) $(COLAB_LEFT_OUT:%=--ignore=tests/test_%.py)

@@ -12,7 +12,6 @@ import io
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,8 +20,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from labkit.commit import git_commit
 from labkit.errors import LabError
-from labkit.layout import ROOT
 from labkit.redaction import TEXT_SUFFIXES, redact
 
 MANIFEST = "manifest.json"
@@ -163,20 +162,6 @@ def finite(text: object) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
-
-
-def git_commit() -> str:
-    """The workbook's commit, with '+changes' when its files differ from it; 'unknown' outside a checkout."""
-    try:
-        commit = _git("rev-parse", "HEAD")
-        return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()
 
 
 class Pack:

@@ -261,7 +261,6 @@ def test_olive_is_called_offline_and_its_export_is_found_at_any_depth(tmp_path, 
         assert sorted(path.name for path in (tmp_path / route).iterdir()) == ["genai_config.json", "model.onnx"]
     assert [command[1] for command in calls] == ["capture-onnx-graph", "run"]
     assert {Path(command[0]).stem for command in calls} == {"olive"}
-    assert olive.OFFLINE["OLIVE_DISABLE_TELEMETRY"] == "1"
     with pytest.raises(LabError, match="not asked for int8"):
         olive.export_with_olive(even_folder, tmp_path / "no", "int8", "olive")
 
@@ -273,12 +272,34 @@ def test_what_olive_says_when_it_fails_is_told(monkeypatch):
         olive._call(["olive"], "Olive could not convert x")
 
 
+WATCHED = """#!{python}
+import os, sys
+
+def watch(event, given):
+    if event in ("socket.getaddrinfo", "socket.connect"):
+        print(event, given, file=open({said!r}, "a"))
+
+sys.addaudithook(watch)
+from olive.cli.launcher import main
+main(sys.argv[1:])
+"""
+
+
 @pytest.mark.skipif(not olive.olive_ready(), reason="Olive's environment is not there: labkit export onnx --tool olive")
 @pytest.mark.parametrize("tool", olive.ROUTES)
-def test_olives_exports_generate(even_folder, tmp_path, tool):
-    with convert.source_of(str(even_folder)) as source:
+def test_olives_exports_of_the_embedded_model_generate_and_nothing_is_sent(tmp_path, monkeypatch, tool):
+    watched, said = tmp_path / "olive", tmp_path / "said.txt"
+    python = olive.environment_folder() / "bin" / "python"
+    watched.write_text(WATCHED.format(python=python, said=str(said)))
+    watched.chmod(0o755)
+    monkeypatch.setattr(olive, "_program", lambda folder, name: watched)
+    with convert.source_of("mini-instruct") as source:
         card = convert.export_onnx(source, tmp_path / "out", "int4", tool)
-    assert card.versions["olive environment: olive-ai"] == "0.13.0"
+    assert not said.exists()
+    assert {name: card.versions[f"olive environment: {name}"] for name in ("olive-ai", "onnxruntime-genai")} == {
+        "olive-ai": "0.13.0",
+        "onnxruntime-genai": "0.14.1",
+    }
     model = load_chat_model(str(tmp_path / "out"))
     assert (model.dtype, model.chat(HELLO, Sampling(max_tokens=4)).completion_tokens) == ("int4", 4)
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import nbformat
 import pytest
 from colab_session import STUB, environment, run_notebook
 
+from labkit.commit import RECORD, git_commit
 from labkit.errors import LabError
 from labkit.evidence import MANIFEST, Pack, read_manifest
 from labkit.layout import NOTEBOOKS, ROOT
@@ -49,6 +51,46 @@ def test_the_same_files_give_the_same_bytes(archive, tmp_path):
     os.utime(small / "labkit/a.py", (0, 0))
     three = bundle.write_bundle(tmp_path / "3.zip", small).path
     assert one.read_bytes() == two.read_bytes() == three.read_bytes()
+
+
+def checkout(folder: Path) -> str:
+    """A checkout of one commit, with one file under each folder of the bundle; returns the commit."""
+    for name in ("labkit/a.py", "notebooks/b.ipynb", "data/c.csv"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(name)
+    git = ["git", "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *words], check=True)
+    return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def unpacked(root: Path, into: Path) -> Path:
+    """A bundle of `root`, as its receiver has it."""
+    path = bundle.write_bundle(into / "workbook.zip", root).path
+    zipfile.ZipFile(path).extractall(into)
+    return into / "workbook"
+
+
+def test_an_unpacked_bundle_knows_its_commit_and_whether_it_was_changed(tmp_path):
+    made = checkout(tmp_path / "one")
+    received = unpacked(tmp_path / "one", tmp_path / "two")
+    assert git_commit(tmp_path / "one") == git_commit(received) == made
+    assert git_commit(unpacked(received, tmp_path / "three")) == made, "a bundle of a bundle"
+    (received / "labkit" / "a.py").write_text("another")
+    assert git_commit(received) == f"{made}+changes"
+    (received / "labkit" / "a.py").unlink()
+    assert git_commit(received) == f"{made}+changes"
+    (tmp_path / "one" / "data" / "c.csv").write_text("another")
+    changed = unpacked(tmp_path / "one", tmp_path / "four")
+    (changed / "labkit" / "a.py").write_text("another")
+    assert git_commit(changed) == f"{made}+changes"
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"git_commit": "x"}', '{"git_commit": 1, "files": {}}'])
+def test_without_a_record_that_can_be_read_the_commit_is_unknown(tmp_path, record):
+    assert git_commit(tmp_path) == "unknown"
+    (tmp_path / RECORD).write_text(record)
+    assert git_commit(tmp_path) == "unknown"
 
 
 def test_what_is_not_in_git_stays_at_home(tmp_path):
@@ -152,8 +194,42 @@ def test_the_cell_finds_the_workbook_in_an_uploaded_archive_and_the_pack_lies_in
     where = tmp_path / "workbook"
     assert done.stdout.splitlines()[-1] == f"{where}/labkit/__init__.py {where}/evidence/local_cpu", done.stderr
     assert done.stdout.startswith("Continue where you stopped: nothing is written yet, so begin with 13_1")
+    made_of = git_commit()
+    assert read_manifest(where / "evidence" / "local_cpu")["git_commit"] == made_of
     (tmp_path / "workbook.zip").unlink()
     assert bootstrap(tmp_path).returncode == 0, "unpacked once, it is found beside the notebook"
+
+
+def test_a_newer_upload_replaces_the_workbook_and_leaves_the_pack(archive, tmp_path):
+    (tmp_path / "workbook.zip").write_bytes(archive.read_bytes())
+    assert bootstrap(tmp_path).returncode == 0
+    layout = tmp_path / "workbook" / "labkit" / "layout.py"
+    current = layout.read_text()
+    layout.write_text(f"{current}\nOLD = True\n")
+    assert bootstrap(tmp_path).returncode == 0
+    assert "OLD" in layout.read_text(), "the upload is older than what was unpacked from it"
+    later = time.time() + 60
+    os.utime(tmp_path / "workbook.zip", (later, later))
+    assert bootstrap(tmp_path).returncode == 0
+    assert layout.read_text() == current
+    (tmp_path / "workbook.zip").write_bytes(b"PK\x03\x04 half of an upload")
+    os.utime(tmp_path / "workbook.zip", (later, later))
+    assert bootstrap(tmp_path).returncode == 0, "half of a newer one leaves what is there"
+
+
+def test_the_cell_copies_what_kaggle_lends_to_where_it_can_write(archive, tmp_path):
+    lent, working = tmp_path / "input", tmp_path / "working"
+    working.mkdir()
+    zipfile.ZipFile(archive).extractall(lent / "datasets" / "someone" / "open-llm")
+    for path in lent.rglob("*"):
+        if path.is_file():
+            path.chmod(0o444)
+    source = BOOTSTRAP.replace('Path("/kaggle/input")', f"Path({str(lent)!r})")
+    assert source != BOOTSTRAP
+    done = bootstrap(working, source, KAGGLE_KERNEL_RUN_TYPE="Interactive")
+    where = working / "workbook"
+    assert done.stdout.splitlines()[-1] == f"{where}/labkit/__init__.py {where}/evidence/local_cpu", done.stderr
+    assert bootstrap(working, source).returncode == 0, "copied once, it is found beside the notebook"
 
 
 def test_the_cell_prefers_the_checkout_around_the_notebook(tmp_path):

@@ -94,7 +94,7 @@ def export_onnx(
         onnx.export_onnx(source.folder, out, PRECISIONS[precision])
     else:
         if not olive.olive_ready():
-            told("making an environment for Olive: some minutes and gigabytes, once")
+            told("making an environment for Olive, once: about 260 MB")
         olive.export_with_olive(source.folder, out, PRECISIONS[precision], tool)
     versions = package_versions("onnxruntime-genai", "onnxruntime", *_VERSIONS)
     own = {f"olive environment: {name}": held for name, held in olive.installed_packages().items()}

@@ -2,7 +2,9 @@
 
 Olive 0.13 calls the model builder of onnxruntime-genai 0.14.1 and fails with later ones, while its output runs on them.
 So it gets a virtual environment under the workbook's state folder, made when it is asked for first, and is called as a
-program. Commands and configuration are those of Olive's own command line (microsoft.github.io/Olive, seen 2026-11-27).
+program. That environment holds Olive and what only Olive needs; torch, transformers and the rest it reads from here,
+which makes it some hundred megabytes and not some gigabytes. Commands and configuration are those of Olive's own
+command line (microsoft.github.io/Olive, seen 2026-11-27).
 """
 
 import hashlib
@@ -11,28 +13,30 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 from labkit.errors import LabError
 from labkit.export.onnx import GENAI_CONFIG, GRAPH
 from labkit.layout import STATE, without_paths
 
-# The versions that were tried together. Olive imports requests and does not ask for it.
-PACKAGES = (
-    *("olive-ai==0.13.0", "onnxruntime-genai==0.14.1", "onnxruntime==1.32.0", "onnx==1.23.2", "onnx-ir==1.1.0"),
-    *("onnxscript==0.7.2", "torch==2.14.1", "transformers==5.24.0", "requests==2.34.2"),
-)
+# What only Olive needs, tried with the versions of pyproject.toml. Olive imports requests and does not ask for it.
+PACKAGES = ("olive-ai==0.13.0", "onnxruntime-genai==0.14.1", "onnxscript==0.7.2", "requests==2.34.2")
+LENT = "workbook.pth"  # adds the folders of this environment's packages behind its own
 ROUTES = ("olive", "olive-config")  # one command; a configuration in JSON
 PRECISIONS = {"float32": "fp32", "float16": "fp16", "int4": "int4"}
-OFFLINE = {"OLIVE_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+# Told only to disable telemetry, Olive 0.13 sends one record first, with an id of this device; under CI it sends none.
+OFFLINE = {"CI": "true", "OLIVE_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 INSTALLED = "installed.txt"
 OWN_RECORD = "model_config.json"  # Olive's, with the folders of this machine in it
 
 
 def environment_folder() -> Path:
-    """Where the environment is or will be; other packages or another Python are another environment."""
-    wanted = "\n".join([*PACKAGES, *map(str, sys.version_info[:2])])
+    """Where the environment is or will be; other packages, here or there, are another environment."""
+    lent = [f"{name}=={version(name)}" for name in ("torch", "transformers", "onnxruntime")]
+    wanted = "\n".join([*PACKAGES, *lent, sys.executable, *map(str, sys.version_info[:2])])
     return STATE / "olive" / hashlib.sha256(wanted.encode()).hexdigest()[:12]
 
 
@@ -41,7 +45,7 @@ def olive_ready() -> bool:
 
 
 def make_environment() -> Path:
-    """The folder of the environment, made where it is not there: some minutes and gigabytes, for torch is in it.
+    """The folder of the environment, made where it is not there, in a minute or two.
 
     It is complete or not there. Raises LabError when pip cannot install it, for instance without a network.
     """
@@ -52,15 +56,22 @@ def make_environment() -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _call([sys.executable, "-m", "venv", "--without-pip", str(folder)], "no environment could be made for Olive")
-        command = [sys.executable, "-m", "pip", "--python", str(_program(folder, "python"))]
-        command += ["--disable-pip-version-check", "install", "--quiet", *PACKAGES]
-        _call(command, f"{' and '.join(PACKAGES[:2])} could not be installed into an environment for Olive")
-        said = subprocess.run([*command[:4], "freeze"], capture_output=True, text=True, check=False).stdout
-        (folder / INSTALLED).write_text(said, encoding="utf-8")
+        _lend(folder)
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(_program(folder, "python"))]
+        failed = f"{' and '.join(PACKAGES[:2])} could not be installed into an environment for Olive"
+        _call([*pip, "install", "--quiet", *PACKAGES], failed)
+        (folder / INSTALLED).write_text(_call([*pip, "freeze"], failed), encoding="utf-8")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder
+
+
+def _lend(folder: Path) -> None:
+    """Let the Python in `folder` read this environment's packages after its own (a path file: see Python's `site`)."""
+    own = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+    lent = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
+    (Path(own) / LENT).write_text("\n".join(lent) + "\n", encoding="utf-8")
 
 
 def installed_packages() -> dict[str, str]:
@@ -131,8 +142,8 @@ def _program(folder: Path, name: str) -> Path:
     return folder / ("Scripts" if os.name == "nt" else "bin") / (name + (".exe" if os.name == "nt" else ""))
 
 
-def _call(command: list[str], failed: str, folder: Path | None = None) -> None:
-    """Run it to its end. Raises LabError with `failed` and the last line of what it said."""
+def _call(command: list[str], failed: str, folder: Path | None = None) -> str:
+    """Run it to its end and return what it printed. Raises LabError with `failed` and the last line of what it said."""
     environment = {**os.environ, **OFFLINE}
     environment.pop("PYTHONPATH", None)  # this workbook's packages are not Olive's
     done = subprocess.run(
@@ -143,3 +154,4 @@ def _call(command: list[str], failed: str, folder: Path | None = None) -> None:
         errors = [line for line in lines if "error" in line.lower()] or lines or [f"code {done.returncode}"]
         next_step = "give pip a network or an index that has them, or use --tool builder, which needs no Olive"
         raise LabError(without_paths(f"{failed}: {errors[-1].strip()}"), next_step)
+    return done.stdout

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from labkit.commit import RECORD, bundle_record
 from labkit.errors import LabError
 from labkit.layout import ROOT
 
@@ -36,7 +37,7 @@ class Bundle:
 
 
 def write_bundle(out: Path = ROOT / "dist" / NAME, root: Path = ROOT, largest: int = LARGEST) -> Bundle:
-    """Write the archive. The same files give the same bytes.
+    """Write the archive, with the commit it was made of. The same files of the same commit give the same bytes.
 
     In a git checkout only files that git knows are packed, so that nothing of your own travels by mistake; elsewhere
     all that is not hidden. Raises LabError for an archive of more than `largest` bytes, and leaves none then.
@@ -48,6 +49,7 @@ def write_bundle(out: Path = ROOT / "dist" / NAME, root: Path = ROOT, largest: i
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
             for name in files:
                 archive.writestr(_entry(name), (root / name).read_bytes())
+            archive.writestr(_entry(RECORD), bundle_record(root, files))
         size = part.stat().st_size
         if size > largest:
             raise LabError(f"{NAME} would have {size / 1e6:.1f} MB; {_heaviest(root, files)}", "take those out of git")

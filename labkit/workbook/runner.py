@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 
+from labkit.commit import git_commit
 from labkit.errors import LabError
-from labkit.evidence import Pack, git_commit, json_text, read_json, sha256_of, write_atomically
+from labkit.evidence import Pack, json_text, read_json, sha256_of, write_atomically
 from labkit.layout import NOTEBOOKS, STATE
 from labkit.routes import Route, load_route
 from labkit.workbook.copies import portable, shareable_copy
