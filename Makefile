@@ -11,11 +11,12 @@ TWO_AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 NBVAL := --nbval-lax --nbval-current-env
 
 # Colab's versions have an environment of their own. Left out is what needs a package that Colab lacks and cannot be given
-# (ONNX, GGUF), tools of the tests alone (browser, fuzzing, clients, style), and what takes minutes.
+# (ONNX), torchvision, whose build must be that of Colab's torch, tools of the tests alone (browser, fuzzing, clients,
+# style), what takes minutes, and each test that is marked as pinned.
 COLAB_VENV ?= .venv-colab
 COLAB_STAMP := $(COLAB_VENV)/.installed
-COLAB_LEFT_OUT := onnx gguf llama_cpp lm_eval browser fuzz clients project soak end_to_end gpu_routes corpus parallel \
-  drills cli serving_benchmark
+COLAB_LEFT_OUT := onnx export gguf llama_cpp vision lm_eval browser report_pages fuzz clients project soak end_to_end \
+  gpu_routes corpus parallel drills cli serving_benchmark
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -49,14 +50,16 @@ olive: setup
 	  echo "Olive's environment could not be made: its two tests will be skipped"
 
 test-colab: $(COLAB_STAMP)  ## run the fast part of the tests on free Colab's package versions, in .venv-colab
-	OMP_NUM_THREADS=1 $(COLAB_VENV)/bin/python -m pytest tests $(TWO_AT_ONCE) $(COLAB_LEFT_OUT:%=--ignore=tests/test_%.py)
+	OMP_NUM_THREADS=1 $(COLAB_VENV)/bin/python -m pytest tests -m "not pinned" $(TWO_AT_ONCE) \
+	  $(COLAB_LEFT_OUT:%=--ignore=tests/test_%.py)
 
 $(COLAB_STAMP): data/landscape/colab_runtime.csv requirements-colab.txt pyproject.toml tests/colab_versions.py
 	@test -x $(COLAB_VENV)/bin/python || $(PYTHON) -m venv $(COLAB_VENV)
 	$(COLAB_VENV)/bin/python tests/colab_versions.py wanted > $(COLAB_VENV)/wanted.txt
 	$(COLAB_VENV)/bin/python tests/colab_versions.py constraints > $(COLAB_VENV)/constraints.txt
 	$(COLAB_VENV)/bin/python -m pip --disable-pip-version-check install -c $(COLAB_VENV)/constraints.txt \
-	  -r $(COLAB_VENV)/wanted.txt -r requirements-colab.txt httpx pytest==9.2.0 pytest-xdist==3.8.0 nbval==0.11.0 $(PIP_OPTIONS)
+	  -r $(COLAB_VENV)/wanted.txt -r requirements-colab.txt httpx hypothesis==6.170.17 pytest==9.2.0 \
+	  pytest-xdist==3.8.0 nbval==0.11.0 $(PIP_OPTIONS)
 	$(COLAB_VENV)/bin/python -m pip --disable-pip-version-check install --no-deps -e .
 	@touch $@
 

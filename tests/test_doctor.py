@@ -237,6 +237,7 @@ def test_a_full_card_is_told_with_who_holds_it(monkeypatch):
 # What is installed
 
 
+@pytest.mark.pinned
 def test_a_package_that_is_not_as_pinned_is_named(monkeypatch):
     assert packages.versions(ASKED).state is State.OK
     real = packages.installed_version
@@ -280,6 +281,7 @@ def test_what_vllm_lacks_is_named_one_by_one(monkeypatch):
     assert packages.vllm(ASKED).state is State.OK
 
 
+@pytest.mark.pinned
 def test_the_widgets_manager_must_be_there_enabled_and_of_the_same_generation(monkeypatch, tmp_path):
     assert packages.widgets(ASKED).state is State.OK
     real = packages.installed_version

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,14 @@ def test_the_smallest_export_that_kept_its_answers_is_chosen():
         "other int4": "its answers were not compared with the source's",
     }
     assert decide_export(exports[1:]).choice == "source"
+
+
+def test_a_package_that_gguf_needs_is_named(even_folder, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "labkit.export.gguf", raising=False)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with convert.source_of(str(even_folder)) as source, pytest.raises(LabError, match="gguf is not installed") as caught:
+        convert.export_gguf(source, tmp_path / "out")
+    assert caught.value.next_step == "`pip install gguf`"
 
 
 # Olive

@@ -68,6 +68,7 @@ def test_matrices_that_the_processors_own_kernel_cannot_take_are_run_without_it(
     assert 0 < (few - many).abs().max() < 0.5
 
 
+@pytest.mark.pinned
 def test_auto_takes_transformers_for_4_bits_and_stays_with_onnx_for_int8():
     nf4 = choose_backend("auto", EMBEDDED, "cpu", "nf4")
     assert nf4.name == "transformers"
@@ -115,6 +116,7 @@ def measured(even_folder, tmp_path_factory):
     return rows
 
 
+@pytest.mark.pinned
 def test_every_format_has_a_row_and_float32_is_the_first(measured):
     assert [row.format for row in measured] == ["float32", "bfloat16", "nf4", "onnx-int8"]
     assert [row.dtype for row in measured] == ["float32", "bfloat16", "nf4", "int8"]
@@ -150,6 +152,7 @@ def test_the_scores_are_those_of_one_pass_over_each_whole_chat(measured, even_fo
     assert measured[2].kl > second.kl > 0
 
 
+@pytest.mark.pinned
 def test_sizes_are_those_of_the_format_and_the_prediction_stands_beside_them(measured, even_folder):
     count = AutoModelForCausalLM.from_pretrained(even_folder).num_parameters()
     assert [row.size_bytes for row in measured[:2]] == [4 * count, 2 * count]
@@ -162,6 +165,7 @@ def test_sizes_are_those_of_the_format_and_the_prediction_stands_beside_them(mea
     assert predicted_bytes("somebody/unheard-of", quantization.FORMATS["nf4"]) is None
 
 
+@pytest.mark.pinned
 def test_each_format_has_a_process_of_its_own_and_what_cannot_run_is_told(tiny_model_folder, monkeypatch):
     """Heads 12 wide are nothing for ONNX. What this process holds is no part of the other's peak."""
     held, jobs = torch.ones(200_000_000), []  # 800 MB

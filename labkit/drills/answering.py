@@ -18,6 +18,7 @@ from labkit.drills.site import CHAT, HOST, LIMITS, LONG_ANSWER, Site, not_provok
 from labkit.endpoint import read_health
 from labkit.errors import LabError
 from labkit.layout import ROOT
+from labkit.serving.ports import tcp_connections
 from labkit.serving.running import RunningServer, running_server, state_file
 
 CLIENTS = 4
@@ -123,16 +124,10 @@ def _is_cut_off(pid: int, client: tuple[str, int], deadline: float) -> bool:
     """Whether the server's process has given up its connection to `client` before `deadline` (perf_counter)."""
     server = psutil.Process(pid)
     while time.perf_counter() < deadline:
-        if all(connection.raddr != client for connection in _connections(server)):
+        if all(connection.raddr != client for connection in tcp_connections(server)):
             return True
         time.sleep(0.1)
     return False
-
-
-def _connections(process: psutil.Process) -> list:
-    """psutil called it connections before 6.0; free Colab has 5.9."""
-    known = "net_connections" if hasattr(process, "net_connections") else "connections"
-    return getattr(process, known)("tcp")
 
 
 def _others(site: Site, started: float) -> list[Answer]:

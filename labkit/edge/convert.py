@@ -106,11 +106,13 @@ def export_gguf(source: Source, out: Path, quant: str = "Q4_K_M") -> ExportCard:
 
     `quant` is one of QUANTS. Raises LabError without llama-cpp-python (but for F16), and for another architecture.
     """
-    from labkit.export.gguf import quantize_gguf, write_gguf
-
     quant = quant.upper()
     if quant not in QUANTS:
         raise LabError(f"there is no quantization {quant!r} here", f"choose {', '.join(QUANTS)}")
+    try:
+        from labkit.export.gguf import quantize_gguf, write_gguf
+    except ModuleNotFoundError as error:
+        raise LabError(f"the package {error.name} is not installed", f"`pip install {error.name}`") from None
     _require_empty(out)
     path = out / f"{source.name}-{quant}.gguf"
     if quant == "F16":

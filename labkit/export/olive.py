@@ -15,9 +15,9 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
+from labkit.environment import installed_version
 from labkit.errors import LabError
 from labkit.export.onnx import GENAI_CONFIG, GRAPH
 from labkit.layout import STATE, without_paths
@@ -35,7 +35,7 @@ OWN_RECORD = "model_config.json"  # Olive's, with the folders of this machine in
 
 def environment_folder() -> Path:
     """Where the environment is or will be; other packages, here or there, are another environment."""
-    lent = [f"{name}=={version(name)}" for name in ("torch", "transformers", "onnxruntime")]
+    lent = [f"{name}=={installed_version(name)}" for name in ("torch", "transformers", "onnxruntime")]
     wanted = "\n".join([*PACKAGES, *lent, sys.executable, *map(str, sys.version_info[:2])])
     return STATE / "olive" / hashlib.sha256(wanted.encode()).hexdigest()[:12]
 

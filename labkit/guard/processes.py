@@ -13,6 +13,7 @@ from typing import BinaryIO
 import psutil
 
 from labkit.errors import LabError
+from labkit.serving.ports import tcp_connections
 
 POLL_SECONDS = 0.1
 _SET_CHILD_SUBREAPER = 36  # prctl(2)
@@ -59,8 +60,8 @@ class Command:
         found = set()
         for process in self.alive():
             with contextlib.suppress(psutil.Error):
-                connections = process.net_connections(kind="tcp")
-                found |= {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
+                sockets = tcp_connections(process)
+                found |= {(s.laddr.ip, s.laddr.port) for s in sockets if s.status == psutil.CONN_LISTEN}
         return found
 
     def end(self, seconds: float) -> str:

@@ -4,6 +4,8 @@ import errno
 import socket
 import sys
 
+import psutil
+
 from labkit.errors import LabError
 from labkit.serving.running import running_server
 
@@ -47,6 +49,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def tcp_connections(process: psutil.Process) -> list:
+    """The TCP sockets of `process`. psutil called the method connections before its version 6; free Colab has 5.9."""
+    known = "net_connections" if hasattr(process, "net_connections") else "connections"
+    return getattr(process, known)("tcp")
 
 
 def port_open(host: str, port: int) -> bool:
