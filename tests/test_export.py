@@ -219,7 +219,10 @@ def test_the_smallest_export_that_kept_its_answers_is_chosen():
 def test_a_package_that_gguf_needs_is_named(even_folder, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "labkit.export.gguf", raising=False)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with convert.source_of(str(even_folder)) as source, pytest.raises(LabError, match="gguf is not installed") as caught:
+    with (
+        pytest.raises(LabError, match="gguf is not installed") as caught,
+        convert.source_of(str(even_folder)) as source,
+    ):
         convert.export_gguf(source, tmp_path / "out")
     assert caught.value.next_step == "`pip install gguf`"
 
