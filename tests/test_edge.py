@@ -3,6 +3,7 @@
 import json
 import mmap
 import shutil
+import sys
 
 import pytest
 
@@ -25,6 +26,7 @@ CASES = [case for risk in ("format", "grounding") for case in load_cases() if ca
 @pytest.fixture(scope="module")
 def lesson_pack(tmp_path_factory):
     """The lesson's steps on the embedded model and three cases, without the extras. Its int4 export is made once."""
+    pytest.importorskip("onnxruntime_genai", reason="free Colab has no onnxruntime-genai")
     pack = Pack(tmp_path_factory.mktemp("pack"), "local_cpu")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("labkit.edge.fidelity.DECODING", Sampling(max_tokens=16))
@@ -36,7 +38,7 @@ def lesson_pack(tmp_path_factory):
             lesson.convert(pack, task, kind, precision)
         lesson.configure(pack, task, "mini-int4")
         foundry = lesson.try_foundry(pack, task, "mini-int4")
-        lesson.check_quality(pack, task, "onnx int4", generations=40)
+        lesson.check_quality(pack, task, generations=40)
     return pack, task, foundry
 
 
@@ -70,6 +72,27 @@ def test_without_the_extras_the_lesson_says_not_run_and_goes_on(lesson_pack):
     report = json.loads(pack.path("edge_report.json").read_text())
     assert report["decision"]["choice"] == "onnx int4"
     assert report["foundry"] == foundry
+
+
+def test_where_nothing_can_be_exported_every_step_says_so(tmp_path, monkeypatch):
+    """Free Colab: neither onnxruntime-genai nor llama-cpp-python."""
+    for package in ("onnxruntime_genai", "onnxruntime_genai.models", "onnxruntime_genai.models.builder", "llama_cpp"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("labkit.edge.fidelity.DECODING", Sampling(max_tokens=2))
+    llama_library.cache_clear()
+    pack, task = Pack(tmp_path, "local_cpu"), lesson.EdgeTask(cases=CASES[:1])
+    rows = [lesson.convert(pack, task, kind, precision) for kind, precision in lesson.EXPORTS]
+    assert [row["not_run"] for row in rows] == [
+        "the ONNX model builder is not installed here",
+        "llama-cpp-python is not installed",
+    ]
+    assert lesson.configure(pack, task, "mini-int4") == {"not_run": "no ONNX export was made here"}
+    assert lesson.try_foundry(pack, task, "mini-int4") == {"not_run": "no ONNX export was made here"}
+    assert lesson.check_quality(pack, task) is None
+    report = json.loads(pack.path("edge_report.json").read_text())
+    assert report["decision"]["choice"] == "source"
+    assert not pack.path("quality_checklist.json").exists()
+    assert found(pack.folder, "edge_report.json").verdict is Verdict.NOT_YET
 
 
 def test_the_verifier_supports_what_the_lesson_left(lesson_pack):

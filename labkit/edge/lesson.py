@@ -47,6 +47,10 @@ class EdgeTask:
         self._scratch = tempfile.TemporaryDirectory(prefix="labkit-edge-")
         self.folder = Path(self._scratch.name)
 
+    def made(self, kind: str = "") -> list[str]:
+        """The exports, of `kind` where it is named, that were made and asked; others could not be made here."""
+        return [name for name, export in self.exports.items() if not export.get("not_run") and name.startswith(kind)]
+
     def load(self, name: str) -> ChatModel:
         return load_chat_model(str(artifact_of(self.folder / name)))
 
@@ -135,7 +139,9 @@ def write_report(pack: Pack, task: EdgeTask, foundry: Mapping | None = None) -> 
 
 
 def configure(pack: Pack, task: EdgeTask, name: str) -> dict:
-    """inference_model.json of the int4 export under the name `name`, written into the pack."""
+    """inference_model.json of the int4 export under the name `name`, written into the pack; without one, why not."""
+    if not task.made("onnx"):
+        return {"not_run": "no ONNX export was made here"}
     made = inference_model(task.folder / "onnx int4", name, f"{name}: an int4 ONNX export for a CPU, made by labkit")
     pack.write_json(INFERENCE_MODEL, made, LESSON)
     return made
@@ -145,6 +151,8 @@ def try_foundry(pack: Pack, task: EdgeTask, name: str) -> dict:
     """Register the int4 export with Foundry Local, ask it the cases, unregister it: what happened, or why it was not
     run. The report in the pack has it too."""
     try:
+        if not task.made("onnx"):
+            raise LabError("no ONNX export was made here", "install what the conversion lacks")
         with loaded_in_foundry(task.folder / "onnx int4", name) as local:
             results = _asked(pack, task, "foundry", local.target)
             said = {"model_id": local.model_id, "listed": list(local.listed)}
@@ -155,8 +163,11 @@ def try_foundry(pack: Pack, task: EdgeTask, name: str) -> dict:
     return found
 
 
-def check_quality(pack: Pack, task: EdgeTask, name: str, generations: int = GENERATIONS) -> Checklist:
-    """The checklist of one export, written into the pack."""
+def check_quality(pack: Pack, task: EdgeTask, generations: int = GENERATIONS) -> Checklist | None:
+    """The checklist of the first export that was made, written into the pack; None where none could be."""
+    if not task.made():
+        return None
+    name = task.made()[0]
     found = run_checklist(task.load(name), task.runs["source"], task.runs[name], task.limit, generations)
     pack.write_json(CHECKLIST, found.as_dict(), LESSON)
     return found
