@@ -12,7 +12,8 @@ HOSTS=${HOSTS:-localhost}
 key() { openssl rand -hex 24; }
 
 if [ ! -e "$SECRETS/engine.key" ]; then
-    key >"$SECRETS/engine.key"
+    # Without a line end: a Kubernetes Secret hands the file on as it is, and to vLLM the line end would be of the key.
+    printf %s "$(key)" >"$SECRETS/engine.key"
     printf 'default "Bearer %s";\n' "$(cat "$SECRETS/engine.key")" >"$SECRETS/engine.map"
 fi
 touch "$SECRETS/keys.map"

@@ -75,7 +75,13 @@ def test_a_time_of_the_day_is_the_next_one_and_a_moment_is_itself():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("25:00", "'25:00' is not a time"), ("noon", "not a time"), ("2026-11-27T11:00Z", "has passed")]
+        ("text", "said"),
+    [
+        ("25:00", "'25:00' is not a time"),
+        ("noon", "not a time"),
+        ("2026-11-27T11:00Z", "has passed"),
+        ("9999-12-31T23:59-23:00", "not a time"),
+    ],
 )
 def test_what_is_no_time_to_come_is_refused(text, said):
     with pytest.raises(LabError, match=said):
@@ -203,6 +209,41 @@ def test_the_command_keeps_its_exit_code_and_a_failed_hook_is_a_failure(tmp_path
     proof = read_json(tmp_path / "b" / PROOF)
     assert (proof["port"], proof["signal"], proof["hook"]["exit"]) == ("none seen", "none: it ended by itself", 9)
     assert finding(tmp_path / "b").verdict is Verdict.NOT_YET
+
+
+def test_a_hook_that_hangs_is_ended_with_all_that_it_started(tmp_path):
+    hook = f"sleep 900 & echo $! > {tmp_path}/left; wait"
+    limits = ("--hourly", 1, "--budget", 1, "--hook-seconds", 1)
+    code, said = finished(guard(tmp_path / "pack", *limits, "--stop-hook", hook, "--", "true"))
+    assert (code, "THE STOP HOOK FAILED (stopped after 1 s)" in said) == (1, True), said
+    until(lambda: not alive(int((tmp_path / "left").read_text())), 5)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_proof_that_cannot_be_written_stops_no_hook(tmp_path):
+    """The pack is gone at the end, and a file in its place: the hook, which ends the bill, runs all the same."""
+    pack = tmp_path / "pack"
+    command = f"rm -r {pack}; touch {pack}"
+    words = ("--hourly", 1, "--budget", 1, "--stop-hook", "echo given back", "--")
+    code, said = finished(guard(pack, *words, "sh", "-c", command))
+    assert (code, "\ngiven back\n" in said) == (1, True), said
+    assert "THE PROOF COULD NOT BE WRITTEN INTO THE PACK" in said
+    assert '"ended_because": "the command ended"' in said
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [({"grace": float("inf")}, "no time to wait"), ({"every": float("nan")}, "no time"), ({"ports": (99999,)}, "port")],
+)
+def test_a_task_that_cannot_be_watched_is_refused(tmp_path, how, said):
+    with pytest.raises(LabError, match=said):
+        Task(("true",), SpendingLimits(1, 1), tmp_path, "rented_gpu", **how)
 
 
 def test_ctrl_c_stops_the_command_in_order(tmp_path):

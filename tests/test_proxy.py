@@ -223,6 +223,14 @@ def test_secrets_are_made_once_for_the_owner_alone_and_a_bad_name_is_refused(tmp
     assert (done.returncode, "is not a name" in done.stderr) == (2, True)
 
 
+def test_the_engine_s_key_is_the_whole_file(tmp_path):
+    """A Kubernetes Secret hands the file on as it is, and vLLM compares every byte: a line end would be of the key."""
+    make_secrets(tmp_path)
+    key = (tmp_path / "engine.key").read_bytes()
+    assert re.fullmatch(rb"[0-9a-f]{48}", key)
+    assert (tmp_path / "engine.map").read_bytes() == b'default "Bearer %s";\n' % key
+
+
 def test_an_engine_that_is_gone_is_503_in_openai_s_shape(gate):
     with another_gate(gate, free_port()) as url:
         headers = {"Authorization": f"Bearer {gate.keys['ann']}"}

@@ -41,10 +41,9 @@ def parse_stop_at(text: str, now: datetime) -> datetime:
     if clock := re.fullmatch(r"(\d{1,2}):(\d{2})", text.strip()):
         return _next(int(clock[1]), int(clock[2]), now)
     try:
-        moment = datetime.fromisoformat(text.strip())
-    except ValueError:
+        moment = datetime.fromisoformat(text.strip()).astimezone(UTC)  # one without a zone is in this machine's
+    except (ValueError, OverflowError):
         raise _no_time(text) from None
-    moment = moment.astimezone(UTC)  # one without a zone is in this machine's
     if moment <= now:
         raise LabError(f"the stop time {text.strip()} has passed", "give --stop-at a time to come")
     return moment

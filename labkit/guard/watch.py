@@ -4,6 +4,8 @@ It is a process apart from the terminal's, so that a terminal that closes takes 
 """
 
 import contextlib
+import json
+import math
 import os
 import signal
 import subprocess
@@ -56,8 +58,10 @@ class Task:
             raise LabError(
                 "there is no command to guard", "write it after --, for example: labkit guard ... -- make run"
             )
-        if self.grace < 0 or self.hook_seconds <= 0 or self.every <= 0:
-            raise LabError("--grace, --hook-seconds or --every is negative or zero", "give seconds above 0")
+        if not (0 <= self.grace < math.inf and 0 < self.hook_seconds < math.inf and 0 < self.every < math.inf):
+            raise LabError("--grace, --hook-seconds or --every is no time to wait", "give seconds above 0")
+        if wrong := [port for port in self.ports if not 1 <= port <= 65535]:
+            raise LabError(f"{wrong[0]} is not a port", "give --port a number from 1 to 65535")
 
     @property
     def signal_before(self) -> float:
@@ -80,14 +84,15 @@ def watch(task: Task, output: BinaryIO) -> int:
     """Run the command until it ends or must, write the proof into the pack, run the hook; the exit code.
 
     0 and the like are the command's own code, LIMIT_CODE means the limit, ASKED_CODE that somebody stopped it, and 1
-    that the command succeeded but the hook failed or something is still there. Raises LabError when it cannot start.
+    that the command succeeded but the hook failed, something is still there, or the proof could not be written. Raises
+    LabError when it cannot start.
     """
     adopt_orphans()
     with _heard() as asked:
         os.environ[UNDER_GUARD] = str(os.getpid())
         watcher = _Watcher(task, output, asked)
         proof = watcher.prove(watcher.until_the_end())
-        return _exit_code(proof)
+        return _exit_code(proof) or int(not watcher.proved)
 
 
 @contextlib.contextmanager
@@ -111,6 +116,7 @@ class _Watcher:
         self._warned: float | None = None
         self._clock_change = 0.0
         self._allowed = 0.0  # seconds at the last look at which there was time left
+        self.proved = False  # whether the proof is in the pack
 
     def until_the_end(self) -> Ending:
         self._say(f"watching process {self._command.pid}; {self._meter.says(self._meter.read())}")
@@ -159,7 +165,10 @@ class _Watcher:
             self._output.flush()
 
     def prove(self, ending: Ending) -> dict:
-        """Write the proof, run the hook, and write the proof again with what the hook did: it may end this machine."""
+        """Write the proof, run the hook, and write the proof again with what the hook did: it may end this machine.
+
+        A proof that cannot be written, on a full disk for instance, keeps no hook from running: the machine costs money.
+        """
         proof = self._proof(ending) | {"hook": "started, and not back yet" if self._task.hook else "none"}
         self._write(proof)
         if self._task.hook:
@@ -170,7 +179,12 @@ class _Watcher:
         return proof
 
     def _write(self, proof: dict) -> None:
-        self._pack.write_json(self._task.proof, proof, LESSON)
+        try:
+            self._pack.write_json(self._task.proof, proof, LESSON)
+            self.proved = True
+        except (LabError, OSError) as error:
+            self.proved = False
+            self._say(f"THE PROOF COULD NOT BE WRITTEN INTO THE PACK, so it stands here: {json.dumps(proof)}; {error}")
 
     def _proof(self, ending: Ending) -> dict:
         closed = _closed(self._ports)
@@ -251,18 +265,13 @@ def _closed(ports: set[tuple[str, int]]) -> bool:
 def _run_hook(task: Task, output: BinaryIO) -> dict:
     """Exit code and seconds; the command itself stays out of the proof, because it may hold a key."""
     began = time.monotonic()
+    how = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT, "start_new_session": True}
+    hook = subprocess.Popen(task.hook, shell=True, **how)
     try:
-        done = subprocess.run(
-            task.hook,
-            shell=True,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            timeout=task.hook_seconds,
-            check=False,
-        )
-        code: int | str = done.returncode
+        code: int | str = hook.wait(task.hook_seconds)
     except subprocess.TimeoutExpired:
+        os.killpg(hook.pid, signal.SIGKILL)  # with what its shell had started
+        hook.wait()
         code = f"stopped after {task.hook_seconds:g} s"
     return {"exit": code, "seconds": round(time.monotonic() - began, 1)}
 

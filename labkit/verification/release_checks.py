@@ -150,7 +150,8 @@ def _within_limit(proof: dict, seconds: float, cost: float, name: str) -> str:
         raise Contradiction(f"{name} says that ${cost:.2f} stayed within a budget of ${budget:.2f}")
     hook = proof.get("hook")
     if hook != "none" and not (isinstance(hook, dict) and hook.get("exit") == 0):
-        raise NotYet(f"{name}: the stop hook did not succeed, so the machine may still cost money")
+        what = hook if isinstance(hook, str) else "it failed"
+        raise NotYet(f"{name}: stop hook: {what}. The machine may still cost money: look at your provider's page")
     return f"; ended by: {guard['ended_because']}, limit {limit:g} s"
 
 

@@ -80,7 +80,12 @@ RULES = (
     Rule(release.DRILL, ("13.4",), release.check_drill, _run("13.4")),
     Rule(release.BENCHMARK, ("13.4",), release.check_benchmark, _run("13.4")),
     Rule(release.CONFORMANCE, ("13.4",), release.check_conformance, "run `labkit conform` while the server is up"),
-    Rule(release.SHUTDOWN, ("13.4",), release.check_shutdown, "run `labkit stop` while the server is up"),
+    Rule(
+        release.SHUTDOWN,
+        ("13.4",),
+        release.check_shutdown,
+        "run `labkit stop` while the server is up, or the guarded command under `labkit guard` again",
+    ),
     Rule(
         release.GUARD, ("13.4",), partial(release.check_shutdown, name=release.GUARD), "run under `labkit guard` again"
     ),
