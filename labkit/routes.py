@@ -281,12 +281,18 @@ def gpu_plan_markdown(route: Route, stop_time: str, gpu: str, price: str) -> str
     )
 
 
-def colab_notes_markdown(route: Route, host: str, gpu: str, evidence: str, saved: str) -> str:
+def colab_notes_markdown(route: Route, host: str, gpu: str, evidence: str, saved: str, in_drive: bool = False) -> str:
     """The text of colab_notes.md: what this session had, and what to do after the reset that will come.
 
     `host` is whose session it is, empty on a machine that stays. `evidence` is where the pack lies and `saved` where
-    its second copy is, as they may be shown.
+    its second copy is, as they may be shown; `in_drive` is whether that also takes the snapshots of a training.
     """
+    snapshots = (
+        "since its last snapshot, which is in Drive as well, so that another machine goes on from it"
+        if in_drive
+        else "since it began (its snapshots lie on the session's disk, so a restarted kernel goes on from them, and a "
+        "new machine does not)"
+    )
     return _form(
         "Colab notes",
         {
@@ -295,9 +301,8 @@ def colab_notes_markdown(route: Route, host: str, gpu: str, evidence: str, saved
             "What a reset deletes": "every file and package on the session's disk: the workbook, the pack in "
             f"{evidence}, what was installed, downloaded models and the exports made of them",
             "Where the pack is saved": f"{saved}, after each cell that changed it",
-            "Lost for good": "what a cell had not finished: a training run since it began (its snapshots lie on the "
-            "session's disk, so a restarted kernel goes on from them, and a new machine does not), an evaluation, a "
-            "running server, and edits to the workbook's own files",
+            "Lost for good": f"what a cell had not finished: a training run {snapshots}, an evaluation, a running "
+            "server, and edits to the workbook's own files",
             "Start again": "open the notebook and run it from the top: its first line says where you stopped; where "
             "there is no Drive, upload the saved zip file first",
             "Versions": "requirements-freeze.txt of this pack; compare it after a reset",

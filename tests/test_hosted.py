@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from colab_session import STUB, environment, run_notebook
+from colab_session import STUB, code_cells, environment, run_cells, run_notebook
 
 from labkit.commit import RECORD, git_commit
 from labkit.errors import LabError
@@ -259,6 +259,13 @@ def test_without_a_whole_archive_the_cell_says_what_to_upload(tmp_path, content)
     )
 
 
+def test_an_address_that_cannot_be_reached_is_told(tmp_path):
+    source = course.ADDRESS_LINE.sub(f'address = "{(tmp_path / "gone.zip").as_uri()}"', BOOTSTRAP)
+    done = bootstrap(tmp_path, source)
+    assert "gone.zip cannot be reached" in done.stdout
+    assert done.stderr.startswith("labkit is not here: upload"), done.stderr
+
+
 # The second copy
 
 
@@ -443,5 +450,52 @@ def test_a_killed_session_is_finished_by_the_next_one(archive, tmp_path):
     for folder in (saved, tmp_path / "second" / "workbook" / "evidence" / "free_colab"):
         verdicts = {item.name: item.verdict for item in verify(folder, lesson="13.1").artifacts}
         assert set(verdicts.values()) == {Verdict.SUPPORTED}, verdicts
-    assert f"- Where the pack is saved: {where}" in (saved / "colab_notes.md").read_text(encoding="utf-8")
+    notes = (saved / "colab_notes.md").read_text(encoding="utf-8")
+    assert f"- Where the pack is saved: {where}" in notes
+    assert "since its last snapshot, which is in Drive as well" in notes
     assert not downloads.exists(), "nothing is downloaded where Drive keeps it, nor where nobody looks on"
+
+
+QUICK = """
+from labkit.workbook import unfinished
+unfinished.LOOK_SECONDS = 0.2
+pack = labkit.begin("""
+TOLD = """
+from types import SimpleNamespace
+from labkit import plots
+from labkit.training.resume import Snapshots
+chat, load = SimpleNamespace(device="cpu"), Snapshots.load
+Snapshots.load = lambda self, trainer: print("went on:", load(self, trainer), trainer.state()["step"] > 0)
+"""
+
+
+def training_cells(mount: str) -> list[str]:
+    """13.2 up to its training, which is made short, takes snapshots often and tells where it begins."""
+    parameters, begin, *rest = code_cells("13_2_run_train_serve.ipynb")
+    sizes = {'"local_cpu"': '"free_colab"', "fallback_train_steps = 300": "fallback_train_steps = 80"}
+    for old, new in {**sizes, "fallback_batch_size = 12": "fallback_batch_size = 4"}.items():
+        parameters = parameters.replace(old, new, 1)
+    train = next(cell for cell in rest if "continue_into_pack(" in cell)
+    often = train.replace("on_row=live.update", "on_row=live.update, snapshot_seconds=0")
+    assert often != train
+    return [mount, parameters, begin.replace("\npack = labkit.begin(", QUICK), TOLD, often]
+
+
+def test_a_training_goes_on_where_the_machine_before_was_taken_away(archive, tmp_path):
+    drive = tmp_path / "drive"
+    drive.mkdir()
+    (drive / "workbook.zip").write_bytes(archive.read_bytes())
+    env = environment(drive, tmp_path / "downloads")
+    cells = training_cells("import os\nfrom google.colab import drive\ndrive.mount(os.getcwd() + '/drive')")
+    saved = drive / "open-llm-workbook" / "evidence" / "free_colab"
+    snapshot = saved / "openllm_gpu_training_run.resume.pt"
+    said = {}
+    for machine, kill_at in (("first", snapshot), ("second", None)):
+        (tmp_path / machine).mkdir()
+        said[machine] = run_cells(cells, tmp_path / machine, env, kill_at)
+        assert snapshot.exists() == (machine == "first"), said
+    assert "went on: False False" in said["first"][4]
+    assert f"Taken up: a training that was under way ({snapshot.name})" in said["second"][2]
+    assert "went on: True True" in said["second"][4]
+    log = (saved / "openllm_gpu_training_run" / "training_log.csv").read_text().splitlines()
+    assert log[-1].startswith("80,"), log

@@ -137,6 +137,7 @@ def test_a_model_on_several_gpus(capsys, options, lines):
     said = labkit(capsys, "serve", "--model", "org/model", "--dry-run", "--runtime", *options, code=0).splitlines()
     assert said[: len(lines)] == lines
     assert said[len(lines)].startswith("API key: ")
+    assert any("need `pip install ray` on each" in line for line in said) == (options[0] == "vllm")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from labkit.routes import (
     gpu_plan_markdown,
     planned_stop,
 )
+from labkit.workbook.mirror import FolderCopy
 from labkit.workbook.session import second_copy
 
 LESSON = "13.1"
@@ -37,8 +38,10 @@ def write_route_plan(pack: Pack, route: Route, decision: RouteDecision, report: 
         names.append(GPU_PLAN)
     if route.route == "free_colab":
         host = "Google Colab" if report.colab else "Kaggle" if in_kaggle() else ""
-        saved = second_copy(pack).where if host else "nowhere else: this machine is not taken away"
-        notes = colab_notes_markdown(route, host, gpu, display_path(pack.folder), saved)
+        copy = second_copy(pack) if host else None
+        saved = copy.where if copy else "nowhere else: this machine is not taken away"
+        in_drive = isinstance(copy, FolderCopy)
+        notes = colab_notes_markdown(route, host, gpu, display_path(pack.folder), saved, in_drive)
         pack.write_text(COLAB_NOTES, notes, LESSON)
         names.append(COLAB_NOTES)
     text = compute_route_markdown(route, decision, report.device, report.device_reason, stop_time)

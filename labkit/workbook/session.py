@@ -1,8 +1,8 @@
 """What the bootstrap cell of a notebook calls: the pack, where the learner stopped, and a copy that outlives a session.
 
 Free Colab and Kaggle take their machines away without asking. There, what the session lacks is installed, an earlier
-copy of the pack is taken up, and after each cell that changed the pack the copy is brought up to it. On any other
-machine the pack is simply opened.
+copy of the pack is taken up, and after each cell that changed the pack the copy is brought up to it; a copy in Drive
+also gets the snapshots of a training while it runs. On any other machine the pack is simply opened.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from labkit.workbook.lessons import LESSONS
 from labkit.workbook.mirror import Copy, FolderCopy, ZipCopy, restore, save
 from labkit.workbook.packs import check as check_lesson
 from labkit.workbook.packs import open_pack
+from labkit.workbook.unfinished import UnfinishedRuns
 
 CONTENT, KAGGLE_INPUT = Path("/content"), Path("/kaggle/input")
 IN_DRIVE = "open-llm-workbook"  # the folder in the learner's Drive
@@ -118,6 +119,10 @@ class Keeper:
     _seen: int = 0  # when the manifest was last copied, as its modification time in nanoseconds
     _held: dict[str, Entry] = field(default_factory=dict)  # what the copy holds since then
 
+    def __post_init__(self):
+        folder = self.copy.folder if isinstance(self.copy, FolderCopy) else None
+        self._runs = UnfinishedRuns(self.pack.folder, folder) if folder else None
+
     def take_up(self) -> list[str]:
         """Take into the pack what an earlier session saved; what to say about it."""
         earlier = [self.copy, *uploads(self.pack.route)]
@@ -128,7 +133,14 @@ class Keeper:
                     told.append(f"Taken up from {copy.where}: {len(names)} files.")
             except (OSError, LabError) as error:
                 told.append(f"Not taken up from {copy.where}: {error}")
-        return told
+        return told + self._take_up_runs()
+
+    def _take_up_runs(self) -> list[str]:
+        try:
+            names = self._runs.take_up() if self._runs else []
+        except OSError as error:
+            return [f"A training that was under way is not taken up from {self.copy.where}: {error}"]
+        return [f"Taken up: a training that was under way ({name}); its cell goes on with it." for name in names]
 
     def keep(self) -> str:
         """Bring the copy up to the pack; what to say about it."""
@@ -149,11 +161,22 @@ class Keeper:
             return
         for earlier in _LISTENING:
             shell.events.unregister("post_run_cell", earlier)
+        for earlier in _KEEPERS:
+            earlier.stop()
         _LISTENING[:] = [self._after_cell]
         _KEEPERS[:] = [self]
         shell.events.register("post_run_cell", self._after_cell)
+        if self._runs:
+            self._runs.watch()
+
+    def stop(self) -> None:
+        """Another keeper takes over."""
+        if self._runs:
+            self._runs.stop()
 
     def _after_cell(self, *_: object) -> None:
+        if self._runs:
+            self._runs.try_to_keep()
         if self._written() != self._seen:
             print(self.keep())
 
