@@ -1,9 +1,11 @@
 """Several processes for one run: the same command under torchrun, with DDP and with FSDP."""
 
+import os
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -128,6 +130,21 @@ def test_two_processes_have_the_losses_of_one_with_twice_the_batch(straight, alo
     for one, two in zip(alone, rows, strict=True):
         for name in ("train_loss", "val_loss"):
             assert float(two[name]) == pytest.approx(float(one[name]), abs=1.001e-4), (name, one["step"])
+
+
+def test_accelerate_starts_the_same_run(straight, tmp_path):
+    """`accelerate launch --multi_gpu` gives its processes torchrun's variables. They run on the CPU here."""
+    from accelerate.commands import launch
+
+    how = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    words = ["--dynamo_backend", "no", "-m", "labkit.cli", *TRAIN, "--parallel", "ddp", "--out", str(tmp_path)]
+    with mock.patch.dict(os.environ):
+        launch.launch_command(launch.launch_command_parser().parse_args([*how, *words]))
+    losses = [
+        [(row["step"], row["train_loss"], row["val_loss"]) for row in read_csv(out / RUN_FOLDER / "training_log.csv")]
+        for out in (tmp_path, straight["ddp"][0])
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_each_process_draws_its_share_of_one_batch():
