@@ -75,7 +75,7 @@ def test_a_time_of_the_day_is_the_next_one_and_a_moment_is_itself():
 
 
 @pytest.mark.parametrize(
-        ("text", "said"),
+    ("text", "said"),
     [
         ("25:00", "'25:00' is not a time"),
         ("noon", "not a time"),

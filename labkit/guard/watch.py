@@ -167,7 +167,7 @@ class _Watcher:
     def prove(self, ending: Ending) -> dict:
         """Write the proof, run the hook, and write the proof again with what the hook did: it may end this machine.
 
-        A proof that cannot be written, on a full disk for instance, keeps no hook from running: the machine costs money.
+        A proof that cannot be written, on a full disk for instance, keeps no hook from running: the bill goes on.
         """
         proof = self._proof(ending) | {"hook": "started, and not back yet" if self._task.hook else "none"}
         self._write(proof)
