@@ -2,6 +2,7 @@
 
 import json
 import os
+import ssl
 import urllib.error
 import urllib.request
 from http.client import HTTPException
@@ -43,7 +44,7 @@ def open_client(base_url: str, api_key: str | None = None, timeout: float = 120,
         api_key=api_key or key_from_environment() or "none",
         max_retries=retries,
         timeout=timeout,
-        http_client=openai.DefaultHttpxClient(trust_env=not _loopback(root)),
+        http_client=openai.DefaultHttpxClient(**_transport(root)),
     )
 
 
@@ -57,7 +58,7 @@ def open_http(base_url: str, timeout: float, api_key: str | None = None):
 
     root, limits = root_url(base_url), httpx2.Limits(max_keepalive_connections=0)
     return httpx2.Client(
-        base_url=root, headers=auth_headers(api_key), timeout=timeout, limits=limits, trust_env=not _loopback(root)
+        base_url=root, headers=auth_headers(api_key), timeout=timeout, limits=limits, **_transport(root)
     )
 
 
@@ -117,6 +118,14 @@ def refused(error, root: str) -> LabError:
     }
     remedy = remedies.get(error.status_code, "read the message and the server's log")
     return LabError(f"the server refused with {error.status_code}: {error.message}", remedy, root)
+
+
+def _transport(root: str) -> dict:
+    """Options of an httpx client. Elsewhere the environment speaks (proxies, SSL_CERT_FILE); this machine's own address
+    is asked without a proxy, so SSL_CERT_FILE, which a gate with a certificate of its own needs, is read here."""
+    if not _loopback(root):
+        return {}
+    return {"trust_env": False, **({"verify": ssl.create_default_context()} if root.startswith("https:") else {})}
 
 
 def _loopback(url: str) -> bool:

@@ -15,9 +15,15 @@ from pathlib import Path
 import httpx
 import pytest
 from tiny_server import HELLO, LONG, until
+from typer.testing import CliRunner
 
+from labkit.cli import app
+from labkit.endpoint import open_http
+from labkit.errors import LabError
+from labkit.remote import tunnel
 from labkit.serving.ports import free_port, port_open
 from labkit.serving.runtimes import start_server
+from labkit.serving.smoke import smoke_test
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -221,6 +227,25 @@ def test_secrets_are_made_once_for_the_owner_alone_and_a_bad_name_is_refused(tmp
     bad = ["sh", str(DEPLOY / "secrets.sh"), 'eve" admin; #']
     done = subprocess.run(bad, env={**os.environ, "SECRETS": str(tmp_path)}, capture_output=True, text=True)
     assert (done.returncode, "is not a name" in done.stderr) == (2, True)
+
+
+def test_the_smoke_test_of_the_page_goes_through_the_gate(gate, monkeypatch):
+    """deploy/README.md: SSL_CERT_FILE names the certificate, LABKIT_API_KEY the key."""
+    url = gate.url.replace("127.0.0.1", "localhost")
+    monkeypatch.setenv("LABKIT_API_KEY", gate.keys["cy"])
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with pytest.raises(LabError, match="CERTIFICATE_VERIFY_FAILED"):
+        smoke_test(url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(gate.log.parent / "secrets" / "tls.crt"))
+    assert smoke_test(url)["has_choices"]
+    with open_http(url, 10) as client:
+        assert client.get("/v1/models").status_code == 200
+    monkeypatch.setattr(
+        tunnel, "open_tunnel", lambda *_: contextlib.nullcontext()
+    )  # the gate's port stands for its near end
+    words = ["tunnel", "ann@gpu", "--port", gate.url.rpartition(":")[2], "--tls", "--once"]
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, '"has_choices": true' in done.output) == (0, True), done.output
 
 
 def test_the_engine_s_key_is_the_whole_file(tmp_path):

@@ -63,6 +63,9 @@ def tunnel(
     identity: IdentityOption = "",
     model: Annotated[str | None, typer.Option(help="model to ask for (default: the first that it lists)")] = None,
     once: Annotated[bool, typer.Option("--once", help="close it after the smoke test")] = False,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="it speaks TLS there, as a gate does; SSL_CERT_FILE names its certificate")
+    ] = False,
     out: OutOption = None,
     route: RouteOption = None,
 ) -> None:
@@ -77,14 +80,15 @@ def tunnel(
     from labkit.serving.smoke import smoke_test
 
     command = tunnel_command(Host(host, ssh_port, identity), port, remote_port)
+    here = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
     print(shlex.join(command), flush=True)
     with open_tunnel(command, port) as ssh:
-        proof = smoke_test(f"http://127.0.0.1:{port}", model)
+        proof = smoke_test(here, model)
         if out:
             _rented_pack(out, route).write_json("api_smoke_test.json", proof, "13.2")
         print_json(proof)
         if not once:
-            wait_for_end(ssh, f"open: http://127.0.0.1:{port}/v1 is {host}; Ctrl+C closes it")
+            wait_for_end(ssh, f"open: {here}/v1 is {host}; Ctrl+C closes it")
 
 
 @app.command()
