@@ -142,12 +142,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            rows = list(reader)
+            names, rows = reader.fieldnames or (), list(reader)
     except FileNotFoundError:
         raise LabError(f"{path.name} is missing", "run the step that writes it", where=path.parent.name) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise LabError(f"{path.name} is not readable CSV: {error}", "save it as UTF-8 CSV") from None
-    if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
+    if len(set(names)) < len(names):
         raise LabError(f"{path.name} has a column twice", "leave one of the two")
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():

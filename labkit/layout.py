@@ -9,6 +9,7 @@ DATA = ROOT / "data"
 NOTEBOOKS = ROOT / "notebooks"
 ROUTES = NOTEBOOKS / "routes"
 MODELS = DATA / "models"
+EMBEDDED = "mini-instruct"  # the model in MODELS, which stands where a hub's would online
 REFERENCE = ROOT / "evidence" / "reference"  # one pack for each route that this project has really run
 STATE = ROOT / ".labkit"  # what a running server leaves for `labkit stop`; ignored by git
 

@@ -178,7 +178,7 @@ def test_a_bad_cell_is_named_by_row_and_column(tmp_path, changes, message):
 
 def test_bad_files_are_named(tmp_path):
     path = tmp_path / "cases.csv"
-    with pytest.raises(LabError, match=r"cases\.csv is missing"):
+    with pytest.raises(LabError, match=r"there is no file cases\.csv"):
         load_cases(path)
     path.write_text("case_id,prompt\n1,2\n", encoding="utf-8")
     with pytest.raises(LabError, match=r"cases\.csv lacks columns: expected_behavior"):
@@ -242,7 +242,7 @@ def test_a_bad_line_is_named_by_line_and_field(tmp_path, line, message):
 
 def test_bad_jsonl_files_are_named(tmp_path):
     path = tmp_path / "cases.jsonl"
-    with pytest.raises(LabError, match=r"cases\.jsonl is missing"):
+    with pytest.raises(LabError, match=r"there is no file cases\.jsonl"):
         load_cases(path)
     path.write_text("\n", encoding="utf-8")
     with pytest.raises(LabError, match="holds no cases"):

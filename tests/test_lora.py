@@ -309,7 +309,7 @@ def test_missing_files_long_chats_and_unknown_layers_are_errors(sources, tiny_mo
     [
         ({"r": 0}, "--r must be at least 1"),
         ({"dropout": 1.0}, "--dropout is a share"),
-        ({"steps": -1}, "--steps cannot be below 0"),
+        ({"steps": -1}, "--steps must be 0 or more"),
         ({"learning_rate": 0.0}, "must be above 0"),
         ({"quant": "int3"}, "no quantization called 'int3'"),
         ({"quant": "nf4", "full": True}, "cannot be trained"),

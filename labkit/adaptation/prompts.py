@@ -81,8 +81,7 @@ def _read_mapping(path: Path) -> dict:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        next_step = f"give another path, or one of {', '.join(prompt_names())}"
-        raise LabError(f"{path.name} is missing", next_step, path.parent.name) from None
+        raise LabError(f"{path.name} is missing", "give the path of a YAML file", path.parent.name) from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         told = " ".join(str(error).split())[:200]
         raise LabError(f"{path.name} is not readable YAML: {told}", "save it as UTF-8, and mend that place") from None

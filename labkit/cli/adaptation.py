@@ -62,7 +62,9 @@ def _show_retrieval(index, cases: Path, k: int, as_json: bool) -> None:
 
 @app.command()
 def levers(
-    only: Annotated[list[str] | None, typer.Option(help="pull this lever (repeat it); the plain run is needed")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="pull this lever (repeat it); also the plain run where there is none")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="seeds of the trained levers, joined by commas")] = "13,14,15",
     out: OutOption = None,
     model: ModelOption = "mini-instruct",
@@ -72,21 +74,25 @@ def levers(
 ) -> None:
     """Pull each lever alone on the same cases (prompt, schema, rag, 8 and 4 bits, LoRA), and set them side by side."""
     from labkit.levers.plan import LEVERS, lever
-    from labkit.levers.run import LeverTask, pull_all
+    from labkit.levers.run import LeverTask, pull_all, with_plain
     from labkit.levers.table import write_table
     from labkit.report.levers import print_levers
 
     chosen = [lever(name) for name in only] if only else LEVERS
     pack = open_pack(out, route)
     pull_all(
-        pack, LeverTask(model, device), chosen, _seeds(seeds), lambda text: print(text, file=sys.stderr, flush=True)
+        pack,
+        LeverTask(model, device),
+        with_plain(pack, chosen),
+        _seeds(seeds),
+        lambda text: print(text, file=sys.stderr, flush=True),
     )
     table = write_table(pack)
-    if plot:
-        from labkit.plots import lever_bars
-
-        lever_bars(table).savefig(plot)
     print_levers(table)
+    if plot:
+        from labkit.plots import lever_bars, save_plot
+
+        save_plot(lever_bars(table), plot)
 
 
 def _seeds(text: str) -> tuple[int, ...]:

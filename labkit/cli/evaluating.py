@@ -8,6 +8,7 @@ from pathlib import Path
 from labkit.adaptation.prompts import find_prompt, read_prompt
 from labkit.adaptation.rag import open_library
 from labkit.cli.app import LOCAL_SERVER
+from labkit.decoding import Sampling
 from labkit.endpoint import root_url
 from labkit.errors import LabError
 from labkit.evaluation.cases import Case
@@ -17,10 +18,11 @@ from labkit.evaluation.levers import Levers
 from labkit.evaluation.records import cases_with_review, write_evaluation
 from labkit.evaluation.resume import AnswersSoFar
 from labkit.evaluation.runner import evaluate, run_id
-from labkit.evaluation.targets import Target
+from labkit.evaluation.targets import Target, endpoint_target, model_target
 from labkit.evidence import Pack
-from labkit.generation import EMBEDDED, Sampling
+from labkit.layout import EMBEDDED
 from labkit.progress import AnswerDisplay
+from labkit.serving.running import recorded_model
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,27 @@ class Run:
     concurrency: int
     repeats: int
     judge: Judge | None
+
+
+def require_one_place(base_url: str | None, **here: str | None) -> None:
+    """Raises LabError for an option of a model in this process that a server elsewhere would not honour."""
+    given = [f"--{name}" for name, value in here.items() if value not in (None, "auto")]
+    if base_url and given:
+        what = f"{' and '.join(given)} cannot be given together with --base-url"
+        raise LabError(what, "the model of a server is chosen where it is started: give them to `labkit serve`")
+
+
+def served(base_url: str, adapter: str) -> Target:
+    """What a server answers with: `adapter` where it is given, else the model that labkit started there, or the first.
+    Loads no torch."""
+    return endpoint_target(base_url, model=adapter or recorded_model(base_url))
+
+
+def loaded(model: str, device: str, dtype: str, backend: str | None, adapter: str) -> Target:
+    """A model in this process."""
+    from labkit.generation import load_chat_model
+
+    return model_target(load_chat_model(model, device, dtype, backend, adapter=adapter))
 
 
 def levers(rag: Sequence[Path] | None, prompt: str | None, schema: bool) -> Levers:

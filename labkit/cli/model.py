@@ -22,7 +22,7 @@ from labkit.cli.app import (
     print_json,
 )
 from labkit.errors import LabError
-from labkit.layout import display_path
+from labkit.layout import EMBEDDED, display_path
 
 PROMPT_HELP = "a system prompt and examples around each question: a name in data/prompts, or a YAML file"
 
@@ -109,12 +109,10 @@ def evaluate(
 ) -> None:
     """Ask the fixed cases, judge each answer, and write the results and the failure table by risk."""
     from labkit.cli import evaluating
+    from labkit.decoding import Sampling
     from labkit.evaluation.cases import EVAL_CASES, load_cases
     from labkit.evaluation.runner import require_countable
-    from labkit.evaluation.targets import endpoint_target, model_target
-    from labkit.generation import Sampling, load_chat_model
     from labkit.report.evaluation import print_failures
-    from labkit.serving.running import recorded_model
 
     asked = load_cases(cases or EVAL_CASES)
     levers = evaluating.levers(rag, prompt, schema)
@@ -122,15 +120,12 @@ def evaluate(
     if export:
         evaluating.export_cases(export, out, asked, levers, sampling, base_url, model)
         return
-    if model and base_url:
-        raise LabError("--model and --base-url were both given", "give one of them")
-    if base_url and (backend or dtype != "auto"):
-        raise LabError("--backend and --dtype are not for --base-url", "give them to `labkit serve`")
+    evaluating.require_one_place(base_url, model=model, device=device, backend=backend, dtype=dtype)
     second = evaluating.judge(judge, judge_model, judge_prompt)
     if base_url:
-        target = endpoint_target(base_url, model=adapter or recorded_model(base_url))
+        target = evaluating.served(base_url, adapter)
     else:
-        target = model_target(load_chat_model(model or "mini-instruct", device, dtype, backend, adapter=adapter))
+        target = evaluating.loaded(model or EMBEDDED, device, dtype, backend, adapter)
     at_once = target.concurrency if concurrency is None else concurrency
     require_countable(target, at_once, repeats)
     run = evaluating.Run(target, sampling, levers, at_once, repeats, second)

@@ -26,6 +26,7 @@ def quantize(
 
     from labkit.adaptation.quantization import FORMATS, HELD_OUT, find_format, measure_formats, write_rows
     from labkit.evidence import write_atomically
+    from labkit.report.quantization import print_formats
 
     if formats == "help":
         print("\n".join(FORMATS))
@@ -36,15 +37,13 @@ def quantize(
         print(f"measuring {name}", file=sys.stderr, flush=True)
 
     rows = measure_formats(model, wanted, device, held_out or HELD_OUT, chats, repeats, told)
-    if out:
+    if as_json:
+        print_json([asdict(row) for row in rows])
+    else:
+        print_formats(rows)
+    if out:  # after the table: a file that cannot be written must not cost what was measured
         write_rows(rows, out)
     if plot:
         from labkit.plots import quantization_plot
 
         write_atomically(plot, quantization_plot(rows, Path(model).name)._repr_png_())
-    if as_json:
-        print_json([asdict(row) for row in rows])
-        return
-    from labkit.report.quantization import print_formats
-
-    print_formats(rows)

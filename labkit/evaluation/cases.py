@@ -65,6 +65,8 @@ def load_cases(path: Path = EVAL_CASES) -> list[Case]:
     column, or the line and field, of the first thing that is wrong.
     """
     path = Path(path)
+    if not path.is_file():
+        raise LabError(f"there is no file {path.name}", "give a CSV or JSONL file of cases")
     rows = _jsonl_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
     if not rows:
         raise LabError(f"{path.name} holds no cases", "give at least one case for each risk")
@@ -90,8 +92,6 @@ def _csv_rows(path: Path) -> list[Row]:
 def _jsonl_rows(path: Path) -> list[Row]:
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise LabError(f"{path.name} is missing", "give the path of a file of cases", where=path.parent.name) from None
     except (OSError, UnicodeDecodeError) as error:
         raise LabError(f"{path.name} is not readable JSONL: {error}", "save it as UTF-8, one object a line") from None
     # Not splitlines(): JSON strings may hold U+2028, at which it splits too.

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from labkit.adaptation.prompts import PromptVariant, read_prompt
+from labkit.decoding import Sampling
 from labkit.errors import LabError
 from labkit.evaluation.levers import Asked
 from labkit.evaluation.runner import Grade, Result
 from labkit.evaluation.targets import Target, endpoint_target
-from labkit.generation import Sampling
 from labkit.layout import DATA
 
 JUDGE_PROMPT = DATA / "judges" / "pass_or_fail.yaml"

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from labkit.adaptation.prompts import PromptVariant
+from labkit.adaptation.prompts import Message, PromptVariant
 from labkit.adaptation.rag import Index, Library, ground
 from labkit.evaluation.cases import Case
 from labkit.evaluation.forms import schema_of
-from labkit.generation import Message
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
+from labkit.decoding import Sampling
 from labkit.evaluation.cases import COLUMNS, RISKS, Case, load_cases, review_of
 from labkit.evaluation.compare import wilson_interval
 from labkit.evaluation.levers import PLAIN, Levers
 from labkit.evaluation.runner import Result, identity, run_id
 from labkit.evaluation.targets import Target
 from labkit.evidence import Pack
-from labkit.generation import Sampling
 
 RESULT_COLUMNS = (
     "case_id",

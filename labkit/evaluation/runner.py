@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 
+from labkit.decoding import Sampling
 from labkit.errors import LabError
 from labkit.evaluation.cases import Case
 from labkit.evaluation.checks import Answer, Verdict, judge, parse_checks
 from labkit.evaluation.levers import PLAIN, Asked, Levers, plainly
 from labkit.evaluation.resume import AnswersSoFar
 from labkit.evaluation.targets import Reply, Target
-from labkit.generation import Sampling
 
 NO_ANSWER = "no answer"  # the kind of failure of a case that the target refused or did not answer
 

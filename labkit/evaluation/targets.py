@@ -4,11 +4,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from labkit.decoding import Sampling
 from labkit.endpoint import first_model, open_client, read_health, root_url
 from labkit.errors import LabError
 from labkit.evaluation.levers import Asked
-from labkit.generation import Chat, ChatModel, Completion, Sampling, chat_together, json_grammar
+
+if TYPE_CHECKING:  # a server is asked without torch
+    from labkit.generation import ChatModel, Completion
 
 CLIENTS = 4  # requests at once to a server, unless told: what `labkit serve` answers together
 ROWS = 8  # cases that a model in this process decodes together, unless told
@@ -53,25 +57,25 @@ class Target:
     together: Callable[[Sequence[Order], int], Iterator[tuple[int, Reply | LabError]]] | None = None
 
 
-def model_target(model: ChatModel) -> Target:
+def model_target(model: "ChatModel") -> Target:
     """A model in this process. A latency among several cases is that of a server with as many clients."""
+    from labkit.generation import Chat, Completion, chat_together, json_grammar
+
+    def grammar(asked: Asked) -> str:
+        return json_grammar(asked.schema) if asked.schema else ""
 
     def ask(asked: Asked, sampling: Sampling) -> Reply:
-        return _completed(model.chat(asked.messages, sampling, _grammar(asked)))
+        return _completed(model.chat(asked.messages, sampling, grammar(asked)))
 
     def together(orders: Sequence[Order], width: int) -> Iterator[tuple[int, Reply | LabError]]:
-        chats = [Chat(asked.messages, sampling, _grammar(asked)) for asked, sampling in orders]
+        chats = [Chat(asked.messages, sampling, grammar(asked)) for asked, sampling in orders]
         for number, ended in chat_together(model, chats, width):
             yield number, _completed(ended) if isinstance(ended, Completion) else ended
 
     return Target(model.name, model.revision, model.device, model.dtype, ask, model.backend, ROWS, together)
 
 
-def _grammar(asked: Asked) -> str:
-    return json_grammar(asked.schema) if asked.schema else ""
-
-
-def _completed(done: Completion) -> Reply:
+def _completed(done: "Completion") -> Reply:
     first = done.first_token_seconds * 1000
     return Reply(done.text, done.seconds * 1000, done.prompt_tokens, done.completion_tokens, first)
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from labkit.decoding import Sampling
 from labkit.generation.constraint import Constraint
-from labkit.generation.sampling import Sampling, choose_token, penalised
+from labkit.generation.sampling import choose_token, penalised
 from labkit.generation.text import GrowingText
 
 

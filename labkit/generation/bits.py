@@ -86,6 +86,16 @@ def keep_odd_sizes_unpacked(model: nn.Module) -> None:
                 module.support_avx512bf16_for_cpu = False
 
 
+def keep_all_unpacked(model: nn.Module) -> None:
+    """Call before a 4-bit model is trained on: on processors with AVX512-BF16 its first pass without gradients packs the
+    matrices for inference, and gradients no longer flow through what is packed. torch says so with a warning, and
+    trains on: every layer but the last then learns from the residual stream alone.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
+
+
 def number_format(model: "PreTrainedModel") -> str:
     """The format that the matrices of a loaded model really have: of bitsandbytes, or a torch type's name."""
     for module in model.modules():

@@ -14,6 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from labkit.decoding import Sampling
 from labkit.environment import Device, choose_device, peak_memory_mib
 from labkit.errors import LabError
 from labkit.evidence import Pack
@@ -21,12 +22,10 @@ from labkit.export.checkpoint import read_config, weights_revision
 from labkit.export.onnx_folder import is_onnx_export
 from labkit.generation.answer import Answer, Completion
 from labkit.generation.backends import LLAMA_CPP, ONNX, ONNX_DEVICE, TRANSFORMERS, Backend, choose_backend
+from labkit.generation.bits import load_what_peft_loads
 from labkit.generation.constraint import Constraint
 from labkit.generation.network import Network, Rows
-from labkit.generation.sampling import Sampling
-from labkit.layout import MODELS
-
-EMBEDDED = "mini-instruct"
+from labkit.layout import EMBEDDED, MODELS
 
 # For tokenizers without a chat template: roles as plain headings, the answer begun for the model.
 PLAIN_TEMPLATE = (
@@ -197,6 +196,7 @@ def load_chat_model(
     loaded = _load_base(model, device, dtype, backend, rows, revision, bool(folders))
     if not folders:
         return loaded
+    load_what_peft_loads()
     from labkit.generation.adapters import adapter_revision, check_names
 
     check_names(adapters or {}, loaded.name)

@@ -1,31 +1,13 @@
 """How the next token is chosen from the network's logits."""
 
 from collections import Counter
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from labkit.decoding import Sampling
+
 COLDEST = 1e-3  # below this temperature the division overflows long before a second token has a chance
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to decode. temperature 0 is greedy and ignores `top_p` and `seed`; `stop` texts are cut from the answer.
-
-    The penalties (-2 to 2) are taken from the score of each token that the answer already has: `presence_penalty` once,
-    `frequency_penalty` for every time it came, as in OpenAI's API. `top_logprobs` (None: no log-probabilities) is how
-    many of the likeliest tokens are told beside the chosen one.
-    """
-
-    max_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    top_logprobs: int | None = None
 
 
 def penalised(logits: Tensor, sampling: Sampling, made: Counter) -> Tensor:

@@ -4,10 +4,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from labkit.decoding import Sampling
 from labkit.errors import LabError
 from labkit.generation.answer import Answer, Completion
 from labkit.generation.chat_model import ChatModel, Message
-from labkit.generation.sampling import Sampling
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from labkit.generation.backends import BITSANDBYTES, require_transformers_dtype
 from labkit.generation.batch import Batch
 from labkit.generation.bits import (
     keep_odd_sizes_unpacked,
-    load_what_peft_loads,
     number_format,
     quantization_config,
     require_bitsandbytes,
@@ -62,7 +61,6 @@ class TransformersNetwork:
 
     def adapt(self, folders: Mapping[str, Path], base_revision: str) -> None:
         """Lay adapters (name to folder) beside the weights. Raises LabError (see `Adapters`)."""
-        load_what_peft_loads()
         from labkit.generation.adapters import Adapters
 
         self._adapters = Adapters(self.model, folders, base_revision)

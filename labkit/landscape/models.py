@@ -11,9 +11,8 @@ from typing import ClassVar
 from labkit.errors import LabError
 from labkit.landscape.quantization import split_format
 from labkit.landscape.tables import LANDSCAPE, read_table
-from labkit.layout import MODELS
+from labkit.layout import EMBEDDED, MODELS
 
-EMBEDDED = "mini-instruct"
 KINDS = ("dense", "moe")
 DIMENSIONS = ("layers", "hidden_size", "n_heads", "n_kv_heads", "intermediate_size", "vocab", "tied_embeddings")
 ATTENTION = ("gqa", "mha", "mla", "sliding", "hybrid", "unknown", "")

@@ -27,7 +27,7 @@ from labkit.generation import EMBEDDED, ChatModel, Sampling, load_chat_model
 from labkit.generation.backends import BITSANDBYTES
 from labkit.generation.bits import require_bitsandbytes
 from labkit.layout import DATA
-from labkit.levers.plan import CASES, FOLDER, LESSON, LEVERS, RESULTS, RUN, Lever
+from labkit.levers.plan import CASES, FOLDER, LESSON, LEVERS, PLAIN, RESULTS, RUN, Lever
 
 UPDATE_CASES, LABEL_CASES, RARE_CASES = (
     DATA / f"{name}.csv" for name in ("update_cases", "label_cases", "rare_label_cases")
@@ -82,6 +82,12 @@ def pull_all(
             continue
         for seed in seeds if lever.trained else seeds[:1]:
             pull(pack, lever, task, seed, on_event)
+
+
+def with_plain(pack: Pack, levers: Sequence[Lever]) -> list[Lever]:
+    """`levers`, with the plain run first where neither they nor the pack have it: a lever is nothing without it."""
+    there = PLAIN in levers or (pack.path(f"{FOLDER}/{PLAIN.name}/{RESULTS}")).is_file()
+    return list(levers) if there else [PLAIN, *levers]
 
 
 def _cannot_run(dtype: str, device: str) -> str:

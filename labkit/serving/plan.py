@@ -48,8 +48,8 @@ class Planner:
             plan = self._chat(asked)
         else:
             plan = Plan([self._model.prompt_of(prompt) for prompt in asked.prompts], "prompt")
-        first = _sampling(asked)
-        return replace(plan, samplings=[self._fitting(len(ids), first, plan.where) for ids in plan.prompts])
+        first, wanted = _sampling(asked, self._limits), asked.wanted_tokens or 0
+        return replace(plan, samplings=[self._fitting(len(ids), first, wanted, plan.where) for ids in plan.prompts])
 
     def orders(self, asked: Decoding, plan: "Plan") -> tuple[list[Wanted], list[Draft | FilteredDraft]]:
         """The answers that the plan makes, `n` for each prompt with a seed each, and what becomes of their texts."""
@@ -125,29 +125,30 @@ class Planner:
         except LabError as error:
             raise Refusal("invalid_value", error.what, where) from None
 
-    def _fitting(self, prompt_tokens: int, sampling: Sampling, where: str) -> Sampling:
-        """The sampling with max_tokens filled in. Raises Refusal when the prompt, or prompt and answer, do not fit."""
+    def _fitting(self, prompt_tokens: int, sampling: Sampling, wanted: int, where: str) -> Sampling:
+        """The sampling, with max_tokens cut to the room that is left unless so many were `wanted` (0: no wish). Raises
+        Refusal when the prompt, or prompt and answer, do not fit."""
         if not prompt_tokens:
             raise Refusal("invalid_value", f"the {where} has no tokens", where)
         context, most = self._model.context_length, self._limits.max_input_tokens
         if prompt_tokens > most:
             text = f"the {where} has {prompt_tokens} tokens; the limit is {most}"
             raise Refusal("context_length_exceeded", text, where)
-        room, wanted = context - prompt_tokens, sampling.max_tokens
+        room = context - prompt_tokens
         if max(wanted, 1) > room:
             text = f"{prompt_tokens} tokens of {where} and {max(wanted, 1)} of answer; the context holds {context}"
             raise Refusal("context_length_exceeded", text, where)
-        return replace(sampling, max_tokens=wanted or min(room, self._limits.max_output_tokens))
+        return replace(sampling, max_tokens=wanted or min(room, sampling.max_tokens))
 
 
-def _sampling(asked: Decoding) -> Sampling:
-    """What the request asks for. max_tokens 0 means: as many as the limits allow; no seed means a fresh one.
+def _sampling(asked: Decoding, limits: Limits) -> Sampling:
+    """What the request asks for, else as many tokens as the limits allow; no seed means a fresh one.
 
     Temperatures under COLDEST are greedy: dividing logits by them overflows.
     """
     temperature = asked.temperature or 0.0
     return Sampling(
-        max_tokens=asked.wanted_tokens or 0,
+        max_tokens=asked.wanted_tokens or limits.max_output_tokens,
         temperature=temperature if temperature >= COLDEST else 0.0,
         top_p=1.0 if asked.top_p is None else asked.top_p,
         seed=secrets.randbits(31) if asked.seed is None else asked.seed,

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from labkit.adaptation.lora.settings import SEVEN, WITH_SEVEN, LoraSettings
 from labkit.errors import LabError
 from labkit.export.checkpoint import weights_revision
-from labkit.generation.bits import keep_odd_sizes_unpacked, load_what_peft_loads, quantization_config
+from labkit.generation.bits import keep_all_unpacked, load_what_peft_loads, quantization_config, require_bitsandbytes
+from labkit.layout import display_path
 from labkit.training.precision import DTYPES, Precision, choose_precision
 
 BITS = {"nf4": "nf4-dq", "int8": "int8"}  # QLoRA quantizes the scales too
@@ -23,12 +24,17 @@ CPU_QUANT = (
 
 @dataclass(frozen=True)
 class Base:
-    """`source` is a folder or a hub id, `name` the same as an artifact may show it, `revision` the hub's commit or the
-    first digits of the weights' sha256."""
+    """`source` is a folder or a hub id, `name` the folder's name or the hub id, as in every artifact, `revision` the
+    hub's commit or the first digits of the weights' sha256."""
 
     source: Path | str
     name: str
     revision: str
+
+    @property
+    def place(self) -> str:
+        """Where it is, as an artifact may say it: a folder from the workbook's on, outside of it by its name alone."""
+        return display_path(self.source) if isinstance(self.source, Path) else self.source
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,6 @@ class ParameterCount:
 def find_base(model: str) -> Base:
     """The base that `model` (mini-instruct, a folder or a hub id) means. Raises LabError for a path that is none."""
     from labkit.generation.chat_model import hub_commit, local_source, told_as_lab_error
-    from labkit.layout import display_path
 
     source = local_source(model)
     if source is None:
@@ -55,7 +60,7 @@ def find_base(model: str) -> Base:
         return Base(model, model, hub_commit(model, ""))
     if source.is_file():
         raise LabError(f"{source.name} is a GGUF file, and training needs a checkpoint", "give its folder or hub id")
-    return Base(source, display_path(source), weights_revision(source))
+    return Base(source, source.resolve().name, weights_revision(source))
 
 
 def tuning_precision(wanted: str, device: str) -> Precision:
@@ -73,14 +78,16 @@ def load_weights(source: Path | str, settings: LoraSettings, device: str, precis
     """The base for training, frozen unless `settings.full`.
 
     A frozen base is held in the format that the run computes in, so that no step casts it again. What full fine-tuning
-    changes is held in fp32, because small updates vanish in 16 bits.
+    changes is held in fp32, because small updates vanish in 16 bits. Raises LabError where bitsandbytes is needed and
+    absent, or does not run on the device.
     """
     options: dict = {"dtype": torch.float32 if settings.full else DTYPES[precision.name]}
     if settings.quant != "none":
+        require_bitsandbytes(BITS[settings.quant], device)
         quantized = quantization_config(BITS[settings.quant], options["dtype"])
         options |= {"quantization_config": quantized, "device_map": {"": device}}
     model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
-    keep_odd_sizes_unpacked(model)
+    keep_all_unpacked(model)
     model.requires_grad_(settings.full)
     if settings.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

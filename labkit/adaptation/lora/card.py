@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from labkit.adaptation.lora.base import CPU_QUANT
-from labkit.adaptation.lora.run import EMBEDDED, LoraRun
+from labkit.adaptation.lora.run import LoraRun, unwritable
 from labkit.adaptation.lora.settings import PRESETS, LoraSettings
 from labkit.errors import LabError
 from labkit.evidence import csv_text, json_text, read_json, sha256_of, write_atomically
-from labkit.layout import display_path
+from labkit.layout import EMBEDDED, MODELS, display_path
 from labkit.training.log import LOG_COLUMNS, LogRow
 
 CARD, LOG = "card.json", "training_log.csv"
@@ -26,8 +26,7 @@ def write_run(out: Path, done: LoraRun, tuned: nn.Module, tokenizer) -> None:
         out.mkdir(parents=True, exist_ok=True)
         _save_weights(out, done, tuned, tokenizer)
     except OSError as error:
-        what = f"could not write {out.name}: {error.strerror or error}"
-        raise LabError(what, "free some space or choose a folder you may write to") from error
+        raise unwritable(out, error) from error
     write_atomically(out / LOG, csv_text(map(_rounded, done.rows), LOG_COLUMNS).encode())
     card = card_of(done)
     write_atomically(out / "README.md", readme_of(card).encode())
@@ -39,7 +38,7 @@ def _save_weights(out: Path, done: LoraRun, tuned: nn.Module, tokenizer) -> None
         save_checkpoint(tuned, tokenizer, out, stored_type(done.base.source))
         return
     for config in tuned.peft_config.values():
-        config.base_model_name_or_path = done.base.name  # never this machine's folder
+        config.base_model_name_or_path = done.base.place  # never this machine's folder
         config.revision = None if isinstance(done.base.source, Path) else done.base.revision
     tuned.save_pretrained(out, save_embedding_layers=False)
 
@@ -114,8 +113,8 @@ def versions() -> dict[str, str]:
 def repeat_command(done: LoraRun) -> str:
     """The command that makes this run again: every option that is not as the command's own preset has it."""
     words = ["labkit", "lora", display_path(done.sources.data), "--out", "DIR", "--device", done.device]
-    if not done.base.name.endswith(f"models/{EMBEDDED}"):
-        words += ["--model", done.base.name]
+    if done.base.source != MODELS / EMBEDDED:
+        words += ["--model", done.base.place]
     for name in ("replay", "held_out"):
         if path := getattr(done.sources, name):
             words += [f"--{name.replace('_', '-')}", display_path(path)]

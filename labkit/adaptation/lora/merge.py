@@ -7,18 +7,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from labkit.adaptation.lora.base import Base, find_base
 from labkit.adaptation.lora.card import read_card, save_checkpoint, stored_type
-from labkit.adaptation.lora.run import EMBEDDED, loading
+from labkit.adaptation.lora.run import loading, unwritable
 from labkit.errors import LabError
+from labkit.export.checkpoint import read_config
 from labkit.generation.bits import load_what_peft_loads
+from labkit.layout import ROOT
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+CONFIG = "adapter_config.json"
+ADAPTER_FILES = (CONFIG, "adapter_model.safetensors")
 
 
 def merge_adapter(adapter: Path, out: Path, model: str = "") -> Path:
     """Add the adapter's B A, scaled by alpha / r, to its base's weights, and write `out` in the base's number format.
 
     The sum is made in fp32, so the base takes four bytes a parameter here. `model` says where the base is when the
-    card's name for it does not. Raises LabError for a folder that is no adapter, a base of another revision than the
+    adapter does not. Raises LabError for a folder that is no adapter, a base of another revision than the
     adapter was trained on, and a folder `out` that is not empty.
     """
     load_what_peft_loads()
@@ -28,19 +31,22 @@ def merge_adapter(adapter: Path, out: Path, model: str = "") -> Path:
 
     adapter, out = Path(adapter), Path(out)
     base = adapter_base(adapter, model)
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LabError(f"the folder {out.name} is not empty", "choose another folder with --out")
     with loading(base.name):
         tokenizer = AutoTokenizer.from_pretrained(base.source, trust_remote_code=False)
         network = AutoModelForCausalLM.from_pretrained(base.source, dtype=torch.float32, trust_remote_code=False)
         with peft_at_work():
             merged = PeftModel.from_pretrained(network, adapter).merge_and_unload(safe_merge=True)
-    save_checkpoint(merged, tokenizer, out, stored_type(base.source))
+    try:
+        save_checkpoint(merged, tokenizer, out, stored_type(base.source))
+    except OSError as error:
+        raise unwritable(out, error) from error
     return out
 
 
 def adapter_base(adapter: Path, model: str = "") -> Base:
-    """The base that `adapter` was trained on, found by `model` or by its card's name, and of the right revision.
+    """The base that `adapter` was trained on, found by `model` or by what the adapter says, and of the right revision.
 
     Raises LabError for a folder that is no adapter, and for a base of another revision: an adapter is a difference, and
     means nothing on other weights.
@@ -50,7 +56,7 @@ def adapter_base(adapter: Path, model: str = "") -> Base:
     if missing:
         raise LabError(f"{adapter.name} is no adapter: {', '.join(missing)} is not there", "give labkit lora's folder")
     card = read_card(adapter)
-    base = find_base(model or _where(card["base_model"]))
+    base = find_base(model or _where(adapter))
     if base.revision != card["base_revision"]:
         trained = card["base_revision"]
         what = f"the adapter was trained on revision {trained} of its base, and {base.name} holds {base.revision}"
@@ -58,9 +64,9 @@ def adapter_base(adapter: Path, model: str = "") -> Base:
     return base
 
 
-def _where(name: str) -> str:
-    from labkit.layout import ROOT
-
-    if name.endswith(f"models/{EMBEDDED}"):
-        return EMBEDDED
+def _where(adapter: Path) -> str:
+    """peft's own note says where the base is, from the workbook's folder on; the card says what it is called."""
+    name = str(read_config(adapter, CONFIG).get("base_model_name_or_path") or "")
+    if not name:
+        raise LabError(f"{CONFIG} of {adapter.name} names no base", "say with --model where the base is")
     return str(ROOT / name) if (ROOT / name).is_dir() else name

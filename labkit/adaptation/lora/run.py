@@ -3,12 +3,14 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 
-from transformers import AutoTokenizer
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from labkit.adaptation.lora.base import (
     Base,
@@ -25,13 +27,13 @@ from labkit.adaptation.lora.settings import TRAINERS, LoraSettings, check_settin
 from labkit.adaptation.lora.trainer import ChatTrainer, train_settings
 from labkit.environment import choose_device, peak_memory_mib
 from labkit.errors import LabError
+from labkit.layout import EMBEDDED
 from labkit.training.log import LogRow
 from labkit.training.precision import Precision
 from labkit.training.resume import SNAPSHOT_SECONDS, Snapshots
 from labkit.training.settings import TrainSettings
 
 SNAPSHOT = "lora.resume.pt"
-EMBEDDED = "mini-instruct"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,29 @@ class Prepared:
     mixture: Mixture
     held_out: tuple[EncodedChat, ...]
     numbers: TrainSettings
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, on what, where, and by which trainer."""
+
+    base: Base
+    sources: Sources
+    settings: LoraSettings
+    prepared: Prepared
+    device: str
+    precision: Precision
+    trainer: str
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a trainer leaves: the model, its log, the step whose weights were kept, and how chats lay in a batch."""
+
+    model: nn.Module
+    rows: tuple[LogRow, ...]
+    kept_step: int
+    packed: bool
 
 
 @dataclass(frozen=True)
@@ -92,55 +117,76 @@ def tune(
 
     `trainer` is labkit's own loop or trl's SFTTrainer, which must be installed. With `resume` a run that was killed
     goes on where its last snapshot was taken. Raises LabError for chats that are none, settings that cannot be, a model
-    that cannot be loaded, a folder that holds something else, and as `Trainer.run` and `Snapshots.load` do.
+    that cannot be loaded, a folder that holds something else or cannot be written, and as `Trainer.run` and
+    `Snapshots.load` do.
     """
     from labkit.adaptation.lora.card import write_run
 
     settings, out = settings or LoraSettings(), Path(out)
     check_settings(settings)
-    _check_trainer(trainer, resume)
+    _check_trainer(trainer, resume, snapshot_seconds)
     _check_folder(out, settings)
     files = {name: load_chats(path) for name, path in asdict(sources).items() if path}
     base, chosen = find_base(model), choose_device(device)
     precision = tuning_precision(settings.precision, chosen.name)
-    with loading(base.name):
-        tokenizer = AutoTokenizer.from_pretrained(base.source, trust_remote_code=False)
-        network = load_weights(base.source, settings, chosen.name, precision)
-    check_targets(network, settings.targets)
+    tokenizer, network = _load(base, settings, chosen.name, precision)
     prepared = prepare(tokenizer, files, sources, settings, network.config, precision.name)
+    task = Task(base, sources, settings, prepared, chosen.name, precision, trainer)
     total = network.num_parameters()  # of weights in 4 bits too, of which two share a byte
+    _make_folder(out)  # before the work: what was trained must not be lost for want of a place
     began = time.perf_counter()
-    with nullcontext(False) if trainer == "trl" else packed_model(network) as packed:
-        tuned = network if settings.full else with_adapter(network, settings)
-        if trainer == "trl":
-            from labkit.adaptation.lora.trl_trainer import train_with_trl
-
-            rows = train_with_trl(tuned, tokenizer, prepared, chosen.name, precision, on_row)
-            kept = rows[-1].step
-        else:
-            loop = ChatTrainer(
-                tuned, prepared.mixture, prepared.held_out, settings, prepared.numbers, chosen.name, packed
-            )
-            rows, kept = _run(loop, _made_of(base, sources, settings, loop), out, on_row, resume, snapshot_seconds)
-    done = LoraRun(
-        base=base,
-        sources=sources,
-        settings=settings,
-        prepared=prepared,
-        rows=tuple(rows),
-        trainable=trainable_parameters(tuned),
-        total=total + (0 if settings.full else trainable_parameters(tuned)),
-        seconds=round(time.perf_counter() - began, 2),
-        device=chosen.name,
-        precision=precision,
-        packed=packed,
-        kept_step=kept,
-        trainer=trainer,
-        peak_memory_mib=round(peak_memory_mib(), 1),
-    )
-    write_run(out, done, tuned, tokenizer)
+    learned = _learn(task, network, tokenizer, Snapshots(out / SNAPSHOT, snapshot_seconds), on_row, resume)
+    done = _finished(task, learned, total, time.perf_counter() - began)
+    write_run(out, done, learned.model, tokenizer)
     (out / SNAPSHOT).unlink(missing_ok=True)
     return done
+
+
+def _load(
+    base: Base, settings: LoraSettings, device: str, precision: Precision
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    with loading(base.name):
+        tokenizer = AutoTokenizer.from_pretrained(base.source, trust_remote_code=False)
+        network = load_weights(base.source, settings, device, precision)
+    check_targets(network, settings.targets)
+    return tokenizer, network
+
+
+def _learn(
+    task: Task, network: PreTrainedModel, tokenizer, snapshots: Snapshots, on_row: Callable, resume: bool
+) -> Learned:
+    """Train `network`, or an adapter on it, with the trainer of `task`."""
+    if task.trainer == "trl":
+        from labkit.adaptation.lora.trl_trainer import train_with_trl
+
+        tuned = _trainable(network, task.settings)
+        rows = train_with_trl(tuned, tokenizer, task.prepared, task.device, task.precision, on_row)
+        return Learned(tuned, tuple(rows), rows[-1].step, packed=False)
+    with packed_model(network) as packed:
+        tuned, chats = _trainable(network, task.settings), task.prepared
+        loop = ChatTrainer(tuned, chats.mixture, chats.held_out, task.settings, chats.numbers, task.device, packed)
+        snapshots.describe(_made_of(task, loop))
+        rows, kept = _run(loop, snapshots, on_row, resume)
+    return Learned(tuned, tuple(rows), kept, packed)
+
+
+def _trainable(network: PreTrainedModel, settings: LoraSettings) -> nn.Module:
+    return network if settings.full else with_adapter(network, settings)
+
+
+def _finished(task: Task, learned: Learned, total: int, seconds: float) -> LoraRun:
+    """`total` counts the parameters of the base alone."""
+    trainable = trainable_parameters(learned.model)
+    return LoraRun(
+        **vars(task),
+        rows=learned.rows,
+        trainable=trainable,
+        total=total + (0 if task.settings.full else trainable),
+        seconds=round(seconds, 2),
+        packed=learned.packed,
+        kept_step=learned.kept_step,
+        peak_memory_mib=round(peak_memory_mib(), 1),
+    )
 
 
 def prepare(
@@ -160,9 +206,8 @@ def prepare(
     return Prepared(mixture, tuple(held_out), train_settings(settings, mixture, longest, precision))
 
 
-def _run(loop: ChatTrainer, made_of: dict[str, str], out: Path, on_row, resume: bool, seconds: float):
-    snapshots = Snapshots(out / SNAPSHOT, seconds)
-    snapshots.describe(made_of)
+def _run(loop: ChatTrainer, snapshots: Snapshots, on_row: Callable, resume: bool) -> tuple[list[LogRow], int]:
+    """The log's rows, and the step whose weights the model ends with."""
     if resume and snapshots.load(loop):
         for row in loop.rows:
             on_row(row)
@@ -173,16 +218,17 @@ def _run(loop: ChatTrainer, made_of: dict[str, str], out: Path, on_row, resume: 
     return rows, loop.best_step
 
 
-def _made_of(base: Base, sources: Sources, settings: LoraSettings, loop: ChatTrainer) -> dict[str, str]:
+def _made_of(task: Task, loop: ChatTrainer) -> dict[str, str]:
     """All that must be the same for an interrupted run to be continued."""
-    files = {
-        name: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12] for name, path in asdict(sources).items() if path
-    }
-    facts = {"base": base.revision, "device": loop.device, "computed in": loop.precision.name}
-    return files | facts | {name: str(value) for name, value in asdict(settings).items()}
+    named = {name: path for name, path in asdict(task.sources).items() if path}
+    files = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12] for name, path in named.items()}
+    facts = {"base": task.base.revision, "device": loop.device, "computed in": loop.precision.name}
+    return files | facts | {name: str(value) for name, value in asdict(task.settings).items()}
 
 
-def _check_trainer(trainer: str, resume: bool) -> None:
+def _check_trainer(trainer: str, resume: bool, snapshot_seconds: float) -> None:
+    if not snapshot_seconds >= 0:  # what is no number either
+        raise LabError(f"--snapshot-seconds cannot be {snapshot_seconds}", "give the seconds between two snapshots")
     if trainer not in TRAINERS:
         raise LabError(f"there is no trainer called {trainer!r}", f"choose {' or '.join(TRAINERS)}")
     if trainer == "trl" and not find_spec("trl"):
@@ -193,9 +239,21 @@ def _check_trainer(trainer: str, resume: bool) -> None:
 
 def _check_folder(out: Path, settings: LoraSettings) -> None:
     """An adapter and a checkpoint in one folder would be read as one thing by some tools and as the other by others."""
+    if out.exists() and not out.is_dir():
+        raise LabError(f"{out.name} is a file", "give a folder with --out")
     other, kind = ("adapter_config.json", "an adapter") if settings.full else ("config.json", "a checkpoint")
     if (out / other).exists():
         raise LabError(f"the folder {out.name} holds {kind} already", "choose another folder with --out")
+
+
+def _make_folder(out: Path) -> None:
+    """Raises LabError for a folder that cannot be made, or in which no file can be made."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise unwritable(out, error) from error
 
 
 @contextmanager
@@ -211,3 +269,9 @@ def loading(name: str) -> Iterator[None]:
         raise LabError(
             f"the model {name} could not be loaded: {first}", "give a checkpoint's folder or a hub id"
         ) from error
+
+
+def unwritable(folder: Path, error: OSError) -> LabError:
+    """What stood in the way of writing into `folder`, as a LabError."""
+    what = f"could not write {folder.name}: {error.strerror or error}"
+    return LabError(what, "free some space or choose a folder you may write to")

@@ -1,5 +1,6 @@
 """The numbers of a fine-tuning, named presets, and what is refused before a model is loaded. Loads without torch."""
 
+import math
 from dataclasses import dataclass, replace
 
 from labkit.errors import LabError
@@ -73,14 +74,19 @@ def check_settings(settings: LoraSettings) -> None:
         if getattr(settings, name) < 1:
             raise LabError(f"{_option(name)} must be at least 1, and is {getattr(settings, name)}", "give a larger one")
     for name in ("steps", "patience", "max_length", "weight_decay"):
-        if getattr(settings, name) < 0:
-            raise LabError(f"{_option(name)} cannot be below 0, and is {getattr(settings, name)}", "give 0 or more")
+        if not 0 <= getattr(settings, name) < math.inf:
+            raise LabError(f"{_option(name)} must be 0 or more, and is {getattr(settings, name)}", "give 0 or more")
     for name in ("dropout", "warmup_share", "held_out_share", "replay_share"):
         if not 0 <= getattr(settings, name) < 1:
             what = f"{_option(name)} is a share from 0 to below 1, and is {getattr(settings, name)}"
             raise LabError(what, "0.1 means a tenth")
-    if settings.epochs <= 0 or settings.learning_rate <= 0:
-        raise LabError("--epochs and --learning-rate must be above 0", "give a larger number")
+    for name in ("epochs", "learning_rate"):
+        if not 0 < getattr(settings, name) < math.inf:
+            raise LabError(f"{_option(name)} must be above 0, and is {getattr(settings, name)}", "give another number")
+    if not 0 <= settings.seed < 2**63:
+        raise LabError(f"--seed must be from 0 to 2**63 - 1, and is {settings.seed}", "give another whole number")
+    if not all(settings.targets):
+        raise LabError("one of the --targets has no name", "join the names of layers by single commas")
     if settings.quant not in QUANTS:
         raise LabError(f"there is no quantization called {settings.quant!r}", f"choose one of {', '.join(QUANTS)}")
     if settings.full and settings.quant != "none":

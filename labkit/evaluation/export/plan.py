@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from labkit.decoding import Sampling
 from labkit.evaluation.cases import Case
 from labkit.evaluation.levers import Levers
 from labkit.evidence import write_atomically
-from labkit.generation import Sampling
 
 SCHEMA_LEFT_OUT = "`--schema`: the requests carry no response_format, so answers are not kept to a form"
 
