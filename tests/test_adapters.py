@@ -211,9 +211,9 @@ def test_an_adapter_lies_beside_quantized_weights(tiny_model_folder, folders, dt
 
 
 def test_options_of_a_model_here_are_not_for_one_behind_a_server():
-    for option in (["--backend", "onnx"], ["--dtype", "nf4"]):
+    for option in (["--backend", "onnx"], ["--dtype", "nf4"], ["--device", "cpu"], ["--model", "mini-instruct"]):
         done = CliRunner().invoke(app, ["eval", "--base-url", "http://127.0.0.1:9", *option])
-        assert done.exception.what == "--backend and --dtype are not for --base-url"
+        assert done.exception.what == f"{option[0]} cannot be given together with --base-url"
 
 
 def test_the_adapter_of_a_served_name_is_asked_for_and_recorded(url, adapted, tmp_path):
@@ -304,6 +304,10 @@ def test_names_of_adapters_are_checked(tiny_model_folder, folders, adapted):
 
 
 def test_loading_peft_says_nothing_about_kernels_that_a_hub_would_have():
-    words = "from labkit.generation.bits import load_what_peft_loads as load; load(); from peft import PeftModel"
+    words = (
+        "from labkit.generation import load_chat_model\n"
+        "try:\n    load_chat_model(adapter='nowhere')\nexcept Exception as error:\n    print(error)"
+    )
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, timeout=120)
     assert (done.returncode, "kernels" in done.stderr) == (0, False), done.stderr
+    assert "nowhere is no adapter" in done.stdout

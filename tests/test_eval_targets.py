@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +21,7 @@ from labkit.evaluation.runner import evaluate
 from labkit.evaluation.targets import endpoint_target, model_target
 from labkit.evidence import Pack, read_csv
 from labkit.generation import Chat, Completion, Sampling, chat_together
-from labkit.layout import DATA
+from labkit.layout import DATA, ROOT
 
 HELLO = ({"role": "user", "content": "Hello"},)
 CHOICE = {
@@ -206,3 +209,21 @@ def test_limits_hold_for_schemas_too(tiny_model):
         endpoint_target(base_url).ask(Asked(HELLO, wide), Sampling(max_tokens=4))
     with pytest.raises(LabError, match="allOf"):
         model_target(tiny_model).ask(Asked(HELLO, wide), Sampling(max_tokens=4))
+
+
+def test_a_server_is_evaluated_without_torch(tmp_path):
+    case = {"case_id": "a", "prompt": "hello", "expected_behavior": "talks", "risk": "safety", "check": "min_words:1"}
+    (tmp_path / "cases.jsonl").write_text(json.dumps(case) + "\n")
+    words = ["labkit", "eval", "--cases", "cases.jsonl", "--out", "pack", "--adapter", "m"]
+    code = (
+        "import sys\nfrom labkit.cli import app\n"
+        "try:\n    app()\nfinally:\n    print(*sorted({'torch', 'transformers'} & set(sys.modules)), file=sys.stderr)"
+    )
+    known = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with elsewhere() as (_, url):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys\nsys.argv = {[*words, '--base-url', url]}\n{code}"],
+            **{"cwd": tmp_path, "env": known, "capture_output": True, "text": True, "timeout": 120},
+        )
+    assert (done.returncode, done.stderr.split("\n")[-2]) == (0, ""), done.stderr
+    assert [row["output"] for row in read_csv(tmp_path / "pack" / "eval_results.csv")] == ["whole"]

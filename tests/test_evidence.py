@@ -123,6 +123,11 @@ def test_a_ragged_or_broken_csv_is_refused(tmp_path, content):
         read_csv(tmp_path / "x.csv")
 
 
+def test_an_empty_csv_has_no_rows(tmp_path):
+    (tmp_path / "x.csv").touch()
+    assert read_csv(tmp_path / "x.csv") == []
+
+
 def test_csv_reads_back_what_was_written(tmp_path):
     rows = [{"a": 'says "hi", twice', "b": "two\nlines"}, {"a": "a\rb", "b": "\r\n"}]
     (tmp_path / "x.csv").write_text(csv_text(rows, ("a", "b")), encoding="utf-8", newline="")

@@ -265,3 +265,18 @@ def test_first_run_holds_every_fact(embedded, tmp_path):
         assert f"- {key}: " in text
     assert "- Prompt: two\\nlines\n" in text
     assert f"- Revision: {embedded.revision}\n" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be at least 1, and is 0"),
+        ({"temperature": float("nan")}, "temperature must be a number from 0 on, and is nan"),
+        ({"temperature": -1.0}, "temperature must be"),
+        ({"top_p": 1.5}, "top_p is a share from 0 to 1, and is 1.5"),
+        ({"seed": 2**64}, "has more than 64 bits"),
+    ],
+)
+def test_numbers_that_no_answer_can_be_decoded_with_are_refused(given, what):
+    with pytest.raises(LabError, match=what):
+        Sampling(**given)

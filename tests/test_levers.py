@@ -15,7 +15,7 @@ from labkit.evaluation.cases import Case
 from labkit.evidence import Pack, read_csv, read_json
 from labkit.generation import Sampling
 from labkit.levers.plan import LEVERS, PLAIN, Lever, lever
-from labkit.levers.run import NEW_FORM, NEW_POLICY, LeverTask, bases_compared, case_groups, pull, pull_all
+from labkit.levers.run import NEW_FORM, NEW_POLICY, LeverTask, bases_compared, case_groups, pull, pull_all, with_plain
 from labkit.levers.table import read_table, write_table
 from labkit.plots import lever_bars
 from labkit.report.levers import print_levers
@@ -56,6 +56,13 @@ def test_without_bitsandbytes_a_format_is_named_as_not_run_and_the_rest_goes_on(
         assert [line for line in said if line.startswith(f"{name}: not run: ") and "needs bitsandbytes" in line]
     assert write_table(pack).levers == ["plain"]
     assert write_table(pack).changes("nf4") == []
+
+
+def test_one_lever_brings_the_plain_run_where_there_is_none(pulled, tmp_path):
+    chosen = [lever("rag")]
+    assert with_plain(Pack(tmp_path / "local_cpu", "local_cpu"), chosen) == [PLAIN, *chosen]
+    assert with_plain(Pack(pulled, "local_cpu"), chosen) == chosen
+    assert with_plain(Pack(tmp_path / "local_cpu", "local_cpu"), [*chosen, PLAIN]) == [*chosen, PLAIN]
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Fine-tuning: the mask, the batches, the arithmetic, and what a run leaves; on models of two layers made here."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +14,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 from typer.testing import CliRunner
 
 from labkit.adaptation.lora import run as lora_run
-from labkit.adaptation.lora.base import lora_parameters, target_modules, tuning_precision
+from labkit.adaptation.lora.base import (
+    find_base,
+    load_weights,
+    lora_parameters,
+    target_modules,
+    tuning_precision,
+    with_adapter,
+)
 from labkit.adaptation.lora.chats import EncodedChat, Mixture, encode_chat, load_chats, split_held_out
-from labkit.adaptation.lora.merge import merge_adapter
+from labkit.adaptation.lora.merge import adapter_base, merge_adapter
 from labkit.adaptation.lora.packing import chat_loss, pack, packed_model
 from labkit.adaptation.lora.run import Sources, tune
 from labkit.adaptation.lora.settings import SEVEN, LoraSettings, preset
@@ -22,6 +31,7 @@ from labkit.adaptation.lora.trainer import ChatTrainer
 from labkit.cli import app
 from labkit.errors import LabError
 from labkit.evidence import read_csv, read_json
+from labkit.layout import ROOT
 
 SETTINGS = LoraSettings(
     r=4, alpha=8, steps=6, batch_size=4, learning_rate=1e-2, log_every=2, precision="fp32", replay_share=0.25
@@ -263,6 +273,75 @@ def test_a_quantized_base_is_tuned(sources, tmp_path, tmp_path_factory, quant):
     assert "saves memory and no time" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_gradients_flow_through_a_4_bit_base_after_a_pass_without_them(tmp_path):
+    from tiny_server import make_tiny_model
+
+    base = make_tiny_model(tmp_path / "base", hidden_size=64, intermediate_size=64)
+    settings, ids = replace(SETTINGS, quant="nf4"), torch.arange(3, 19)[None]
+    tuned = with_adapter(load_weights(base, settings, "cpu", tuning_precision("fp32", "cpu")), settings)
+
+    def gradients():
+        tuned.train()
+        tuned.zero_grad()
+        tuned(input_ids=ids, labels=ids).loss.backward()
+        return {name: weight.grad for name, weight in tuned.named_parameters() if weight.grad is not None}
+
+    before = gradients()
+    tuned.eval()
+    with torch.no_grad():  # as for the held-out loss
+        tuned(input_ids=ids)
+    after = gradients()
+    assert any(grad.abs().max() > 1e-4 for name, grad in before.items() if "layers.0." in name)
+    for name, grad in before.items():
+        torch.testing.assert_close(after[name], grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_base_in_4_bits_is_loaded_without_asking_a_hub_for_kernels():
+    """bitsandbytes tries as it is loaded, and says so where it cannot; what a hub has is no code to run here."""
+    words = (
+        "from labkit.adaptation.lora.base import find_base, load_weights, tuning_precision as precision\n"
+        "from labkit.adaptation.lora.settings import preset\n"
+        "load_weights(find_base('mini-instruct').source, preset('mini', quant='nf4'), 'cpu', precision('fp32', 'cpu'))"
+    )
+    done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, "kernels" in done.stderr) == (0, False), done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_training(sources, tiny_model_folder, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    rows = []
+    for out, what in ((tmp_path / "file", "file is a file"), (tmp_path / "file" / "deep", "could not write deep")):
+        with pytest.raises(LabError, match=what):
+            tune(sources, out, str(tiny_model_folder), SETTINGS, "cpu", on_row=rows.append)
+    with pytest.raises(LabError, match="--snapshot-seconds cannot be nan"):
+        tune(sources, tmp_path / "out", str(tiny_model_folder), SETTINGS, "cpu", snapshot_seconds=float("nan"))
+    assert rows == []
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_card_calls_the_base_as_a_decision_does_and_a_merge_finds_it(finished, tiny_model_folder, tmp_path):
+    assert read_json(finished[0] / "card.json")["base_model"] == tiny_model_folder.name
+    base = find_base("mini-instruct")
+    assert (base.name, base.place) == ("mini-instruct", "data/models/mini-instruct")
+    (tmp_path / "adapter_model.safetensors").touch()
+    for called in ("mini-instruct", "data/models/mini-instruct"):  # as cards say it, and as they said it before
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base.place}))
+        card = {"kind": "adapter", "base_model": called, "base_revision": base.revision}
+        (tmp_path / "card.json").write_text(json.dumps(card))
+        assert adapter_base(tmp_path).revision == base.revision
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(LabError, match="names no base"):
+        adapter_base(tmp_path)
+
+
+def test_a_merge_into_a_file_is_an_error(finished, tiny_model_folder, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(LabError, match="the folder file is not empty"):
+        merge_adapter(finished[0], tmp_path / "file", str(tiny_model_folder))
+    with pytest.raises(LabError, match="could not write deep"):
+        merge_adapter(finished[0], tmp_path / "file" / "deep", str(tiny_model_folder))
+
+
 def test_trl_reaches_the_same_loss(finished, sources, tiny_model_folder, tmp_path):
     pytest.importorskip("trl")
     theirs = tune(sources, tmp_path, str(tiny_model_folder), SETTINGS, "cpu", trainer="trl")
@@ -311,6 +390,11 @@ def test_missing_files_long_chats_and_unknown_layers_are_errors(sources, tiny_mo
         ({"dropout": 1.0}, "--dropout is a share"),
         ({"steps": -1}, "--steps must be 0 or more"),
         ({"learning_rate": 0.0}, "must be above 0"),
+        ({"epochs": float("nan")}, "--epochs must be above 0, and is nan"),
+        ({"epochs": float("inf")}, "--epochs must be above 0, and is inf"),
+        ({"weight_decay": float("nan")}, "--weight-decay must be 0 or more"),
+        ({"seed": -1}, "--seed must be from 0"),
+        ({"targets": ("q_proj", "")}, "one of the --targets has no name"),
         ({"quant": "int3"}, "no quantization called 'int3'"),
         ({"quant": "nf4", "full": True}, "cannot be trained"),
     ],

@@ -219,6 +219,8 @@ def test_the_command_writes_table_csv_and_picture(measured, tmp_path, monkeypatc
     assert [row["format"] for row in rows] == [row.format for row in measured]
     assert float(rows[1]["kl"]) == measured[1].kl
     assert (tmp_path / "formats.png").read_bytes().startswith(b"\x89PNG")
+    lost = CliRunner().invoke(app, ["quantize", "--out", str(tmp_path / "formats.csv" / "deep.csv")])
+    assert (lost.exception.what.startswith("could not write"), "top-1" in lost.output) == (True, True)
     told = json.loads(CliRunner().invoke(app, ["quantize", "--json"]).stdout)
     assert told[2]["perplexity"] == measured[2].perplexity
     assert "nf4-dq" in CliRunner().invoke(app, ["quantize", "--formats", "help"]).output

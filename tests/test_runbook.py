@@ -177,3 +177,5 @@ def test_waiting_for_a_server_ends_when_it_is_ready_or_with_what_it_said(tiny_mo
         wait_until_ready(url, 0.1)
     with pytest.raises(LabError, match=r"not ready within 0\.3 s: no server answers"):
         wait_until_ready(url, 0.3)
+    with pytest.raises(LabError, match="not ready within nan s"):
+        wait_until_ready(url, float("nan"))

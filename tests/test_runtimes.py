@@ -182,6 +182,7 @@ def test_a_host_that_others_reach_needs_an_engine_that_asks_for_a_key(engine, mo
         ("llama-server", {"memory_share": 0.5}, "no option for --memory-share"),
         ("Foundry Local (old CLI)", {"port": 9}, "no option for --port"),
         ("vLLM", {"max_model_len": 0}, "0 tokens is too short"),
+        ("vLLM", {"port": 99_999}, "99999 is not a port"),
         ("vLLM", {"memory_share": 1.5}, r"1\.5 is not a share"),
         ("vLLM", {"model": "--trust-remote-code"}, "is not a model"),
         ("vLLM", {"model": " "}, "is not a model"),

@@ -84,6 +84,9 @@ def test_keys_come_from_the_variable_and_from_a_file(tmp_path, monkeypatch):
     assert process.with_keys(ServerSettings(), str(keys)).api_keys == ("first", "second", "third")
     with pytest.raises(LabError, match=r"key file nothing\.txt cannot be read: No such file"):
         process.with_keys(ServerSettings(), str(tmp_path / "nothing.txt"))
+    keys.write_text("\n  \n")
+    with pytest.raises(LabError, match=r"key file keys\.txt holds no key"):
+        process.with_keys(ServerSettings(), str(keys))
     keys.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(LabError, match="not UTF-8"):
         process.with_keys(ServerSettings(), str(keys))

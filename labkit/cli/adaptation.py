@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -62,9 +63,7 @@ def _show_retrieval(index, cases: Path, k: int, as_json: bool) -> None:
 
 @app.command()
 def levers(
-    only: Annotated[
-        list[str] | None, typer.Option(help="pull this lever (repeat it); also the plain run where there is none")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="pull this lever (repeat it) and, once, the plain run")] = None,
     seeds: Annotated[str, typer.Option(help="seeds of the trained levers, joined by commas")] = "13,14,15",
     out: OutOption = None,
     model: ModelOption = "mini-instruct",
@@ -80,13 +79,8 @@ def levers(
 
     chosen = [lever(name) for name in only] if only else LEVERS
     pack = open_pack(out, route)
-    pull_all(
-        pack,
-        LeverTask(model, device),
-        with_plain(pack, chosen),
-        _seeds(seeds),
-        lambda text: print(text, file=sys.stderr, flush=True),
-    )
+    told = partial(print, file=sys.stderr, flush=True)
+    pull_all(pack, LeverTask(model, device), with_plain(pack, chosen), _seeds(seeds), told)
     table = write_table(pack)
     print_levers(table)
     if plot:

@@ -87,9 +87,8 @@ def keep_odd_sizes_unpacked(model: nn.Module) -> None:
 
 
 def keep_all_unpacked(model: nn.Module) -> None:
-    """Call before a 4-bit model is trained on: on processors with AVX512-BF16 its first pass without gradients packs the
-    matrices for inference, and gradients no longer flow through what is packed. torch says so with a warning, and
-    trains on: every layer but the last then learns from the residual stream alone.
+    """For training. Processors with AVX512-BF16 pack a 4-bit matrix at its first pass without gradients, and no
+    gradient flows back through what is packed: torch warns, and adapters learn from the residual stream alone.
     """
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":

@@ -17,6 +17,7 @@ from labkit.landscape.tables import LANDSCAPE, read_table
 from labkit.layout import MODELS
 from labkit.serving.cluster import Cluster
 from labkit.serving.contract import ServerSettings
+from labkit.serving.ports import check_port
 from labkit.serving.process import with_keys
 
 ENGINES = LANDSCAPE / "engines.csv"
@@ -226,6 +227,8 @@ def _check(engine: Engine, settings: EngineSettings) -> None:
             raise LabError(f"{engine.name} has no option for --{flag} when it starts", f"leave --{flag} out")
     if not settings.model.strip() or settings.model.startswith("-"):
         raise LabError(f"{settings.model!r} is not a model", "give a hub id, a folder or a GGUF file")
+    if settings.port is not None:
+        check_port(settings.port)
     if settings.max_model_len is not None and settings.max_model_len < 1:
         raise LabError(f"a length of {settings.max_model_len} tokens is too short", "give another --max-model-len")
     if settings.memory_share is not None and not 0 < settings.memory_share <= 1:

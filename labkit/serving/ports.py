@@ -10,10 +10,15 @@ from labkit.errors import LabError
 from labkit.serving.running import running_server
 
 
-def claim_port(host: str, port: int) -> socket.socket:
-    """A socket that listens on `host`:`port`. Raises LabError when it is taken, forbidden or not of this machine."""
+def check_port(port: int) -> None:
+    """Raises LabError for a number that is no TCP port."""
     if not 1 <= port <= 65535:
         raise LabError(f"{port} is not a port", "choose a --port from 1024 to 65535")
+
+
+def claim_port(host: str, port: int) -> socket.socket:
+    """A socket that listens on `host`:`port`. Raises LabError when it is taken, forbidden or not of this machine."""
+    check_port(port)
     listener = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

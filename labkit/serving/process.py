@@ -27,7 +27,7 @@ NO_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate memory|not enough
 def with_keys(settings: ServerSettings, key_file: str = "") -> ServerSettings:
     """`settings` with the keys of LABKIT_API_KEY and of `key_file`, which has one on each line.
 
-    Raises LabError for a file that cannot be read, and for an address that others reach and no key.
+    Raises LabError for a file that cannot be read or holds no key, and for an address that others reach and no key.
     """
     keys = (*settings.api_keys, key_from_environment(), *_read_keys(key_file))
     settings = replace(settings, api_keys=tuple(dict.fromkeys(key for key in keys if key)))
@@ -46,7 +46,10 @@ def _read_keys(key_file: str) -> list[str]:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         what = f"the key file {Path(key_file).name} cannot be read: {reason}"
         raise LabError(what, "give --api-key-file a text file") from None
-    return [line.strip() for line in text.splitlines()]
+    keys = [line.strip() for line in text.splitlines() if line.strip()]
+    if key_file and not keys:  # a server that asks for no key is not what was meant
+        raise LabError(f"the key file {Path(key_file).name} holds no key", "write one key on each line")
+    return keys
 
 
 def serve(settings: ServerSettings, key_file: str = "", proof: Path | None = None, hourly_usd: float = 0.0) -> None:

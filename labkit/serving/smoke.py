@@ -21,7 +21,7 @@ def wait_until_ready(base_url: str, seconds: float) -> None:
             said = error.what
         if said in ("ok", "not offered"):
             return
-        if time.monotonic() >= deadline:
+        if not time.monotonic() < deadline:  # at once, too, for seconds that are no number
             next_step = "read the server's log: it says why it did not start"
             raise LabError(f"the server was not ready within {seconds:g} s: {said}", next_step, root)
         time.sleep(POLL_SECONDS)
