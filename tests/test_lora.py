@@ -336,7 +336,7 @@ def test_the_card_calls_the_base_as_a_decision_does_and_a_merge_finds_it(finishe
 
 def test_a_merge_into_a_file_is_an_error(finished, tiny_model_folder, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(LabError, match="the folder file is not empty"):
+    with pytest.raises(LabError, match="file is a file"):
         merge_adapter(finished[0], tmp_path / "file", str(tiny_model_folder))
     with pytest.raises(LabError, match="could not write deep"):
         merge_adapter(finished[0], tmp_path / "file" / "deep", str(tiny_model_folder))
@@ -389,9 +389,9 @@ def test_missing_files_long_chats_and_unknown_layers_are_errors(sources, tiny_mo
         ({"r": 0}, "--r must be at least 1"),
         ({"dropout": 1.0}, "--dropout is a share"),
         ({"steps": -1}, "--steps must be 0 or more"),
-        ({"learning_rate": 0.0}, "must be above 0"),
-        ({"epochs": float("nan")}, "--epochs must be above 0, and is nan"),
-        ({"epochs": float("inf")}, "--epochs must be above 0, and is inf"),
+        ({"learning_rate": 0.0}, "--learning-rate must be a number above 0"),
+        ({"epochs": float("nan")}, "--epochs must be a number above 0, and is nan"),
+        ({"epochs": float("inf")}, "--epochs must be a number above 0, and is inf"),
         ({"weight_decay": float("nan")}, "--weight-decay must be 0 or more"),
         ({"seed": -1}, "--seed must be from 0"),
         ({"targets": ("q_proj", "")}, "one of the --targets has no name"),

@@ -31,7 +31,9 @@ def merge_adapter(adapter: Path, out: Path, model: str = "") -> Path:
 
     adapter, out = Path(adapter), Path(out)
     base = adapter_base(adapter, model)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise LabError(f"{out.name} is a file", "give a folder with --out")
+    if out.exists() and any(out.iterdir()):
         raise LabError(f"the folder {out.name} is not empty", "choose another folder with --out")
     with loading(base.name):
         tokenizer = AutoTokenizer.from_pretrained(base.source, trust_remote_code=False)

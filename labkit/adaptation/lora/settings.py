@@ -82,7 +82,9 @@ def check_settings(settings: LoraSettings) -> None:
             raise LabError(what, "0.1 means a tenth")
     for name in ("epochs", "learning_rate"):
         if not 0 < getattr(settings, name) < math.inf:
-            raise LabError(f"{_option(name)} must be above 0, and is {getattr(settings, name)}", "give another number")
+            raise LabError(
+                f"{_option(name)} must be a number above 0, and is {getattr(settings, name)}", "give another"
+            )
     if not 0 <= settings.seed < 2**63:
         raise LabError(f"--seed must be from 0 to 2**63 - 1, and is {settings.seed}", "give another whole number")
     if not all(settings.targets):
