@@ -21,10 +21,19 @@ _COMMIT = re.compile(rf"(?:[0-9a-f]{{40}}|[0-9a-f]{{64}})(?:{re.escape(CHANGES)}
 
 
 def agree(said: dict[str, str], what: str) -> str:
-    """The one value that all of `said` (place to value) name. Raises Contradiction listing every place otherwise."""
-    if len(set(said.values())) > 1:
-        raise Contradiction(f"{what}: " + ", ".join(f"{place} says {value}" for place, value in said.items()))
-    return next(iter(said.values()))
+    """The one value that all of `said` (place to value) name. Else raises Contradiction, the rarest named first."""
+    places: dict[str, list[str]] = {}
+    for place, value in said.items():
+        places.setdefault(value, []).append(place)
+    if len(places) > 1:
+        rarest = sorted(places.items(), key=lambda found: len(found[1]))
+        raise Contradiction(f"{what}: " + ", ".join(_saying(found, value) for value, found in rarest))
+    return next(iter(places))
+
+
+def _saying(places: list[str], value: str) -> str:
+    others = f" and {len(places) - 1} more say" if len(places) > 1 else " says"
+    return f"{places[0]}{others} {value}"
 
 
 def present(pack: PackReader, readers: dict[str, Callable[[], str]]) -> tuple[dict[str, str], list[str]]:
@@ -230,8 +239,8 @@ def check_smoke_server(pack: PackReader) -> str:
 
 
 def check_commit(pack: PackReader) -> str:
-    """The manifest names the workbook's commit as labkit does: git's hash, with a mark where files were changed; or that
-    it is not known, outside of a checkout and of a bundle."""
+    """The manifest names the workbook's commit as labkit does: git's hash, with a mark where files were changed; or
+    that it is not known, outside of a checkout and of a bundle."""
     if pack.manifest is None:
         raise NotYet(f"{MANIFEST} is missing or unreadable")
     said = str(pack.manifest.get("git_commit"))

@@ -3,7 +3,7 @@
 import re
 
 from labkit.edge.decision import SOURCE, EdgeDecision, decide_export, label_of, size_of
-from labkit.edge.measures import GROWTH_LIMIT, growth_of, slope_of
+from labkit.edge.measures import EdgeCase, Latency, growth_of, measured_items, slope_of
 from labkit.errors import LabError
 from labkit.evaluation.compare import Run, compare_runs, read_run
 from labkit.export.inference_model import INFERENCE_MODEL, check_inference_model
@@ -30,11 +30,11 @@ def check_report(pack: PackReader) -> str:
     if not isinstance(exports, list) or not exports:
         raise NotYet(f"{REPORT} has no exports")
     made = [export for export in exports if not _not_run(export)]
-    for export in made:
-        _check_export(pack, export)
     if not made:
         raise NotYet(f"{REPORT}: no export was made: {_not_run(exports[0])}")
     decided = _decided(exports)
+    for export in made:
+        _check_export(pack, export)
     said = _present(report["decision"], ("choice", "refused"), REPORT)
     if (said["choice"], said["refused"]) != (decided.choice, decided.refused):
         raise Contradiction(f"{REPORT} says {said['choice']}, its own exports say {decided.choice}")
@@ -134,16 +134,23 @@ def check_checklist(pack: PackReader) -> str:
     """Slope and growth are those of the measurements beside them, and no item passes against them."""
     found = _present(pack.json(CHECKLIST), ("items", "latencies", "memory", "slope", "growth", "passed"), CHECKLIST)
     try:
-        slope = slope_of([(row["tokens"], 1000 * row["seconds"]) for row in found["latencies"]])
+        latencies = [Latency(**row) for row in found["latencies"]]
+        slope = slope_of([(row.tokens, 1000 * row.seconds) for row in latencies])
         growth = growth_of(found["memory"])
+        edges = [EdgeCase(**row) for row in found["edge_cases"]]
+        wanted = measured_items(latencies, slope, growth, found["memory"][-1][0], edges)
         items = {str(item["name"]): bool(item["passed"]) for item in found["items"]}
         said = (float(found["slope"]), float(found["growth"]))
-    except (KeyError, TypeError, ValueError):
+    except (ArithmeticError, LookupError, TypeError, ValueError):
         raise NotYet(f"{CHECKLIST} is not a checklist of `labkit edge-check`") from None
     if abs(slope - said[0]) > 1e-6 * max(1, abs(slope)) or abs(growth - said[1]) > 1e-6 * max(1, abs(growth)):
         raise Contradiction(f"{CHECKLIST}: slope and growth are not those of its measurements")
-    if items.get("memory growth") != (growth <= GROWTH_LIMIT) or found["passed"] != all(items.values()):
-        raise Contradiction(f"{CHECKLIST}: what it says of its items is not what was measured")
+    if odd := [item.name for item in wanted if items.get(item.name, item.passed) != item.passed]:
+        raise Contradiction(f"{CHECKLIST}: what it says of {', '.join(odd)} is not what was measured")
+    if missing := [item.name for item in wanted if item.name not in items]:
+        raise NotYet(f"{CHECKLIST} has no {', '.join(missing)}")
+    if found["passed"] != all(items.values()):
+        raise Contradiction(f"{CHECKLIST}: what it says of the whole is not what its items say")
     failed = [name for name, passed in items.items() if not passed]
     told = f"not held: {', '.join(failed)}" if failed else "all held"
     return f"{len(items)} items, {told}; {slope:.3f} ms a token of the prompt"
