@@ -86,10 +86,14 @@ def _check_export(pack: PackReader, export: dict) -> None:
         raise Contradiction(f"{REPORT} and the answers below {RUNS}/ differ for {name}: {', '.join(odd)}")
     if abs(share - len(differ) / len(found.changes)) > 1e-3 or check["flagged"] != (share > limit):
         raise Contradiction(f"{REPORT}, {name}: {len(differ)} of {len(found.changes)} answers differ, it says {share}")
-    cases = service.case_rows(pack) if pack.exists(service.CASES) else []
     for run in (SOURCE, name):
-        answers.require_verdicts(pack, _answers(run), pack.rows(_answers(run), answers.COLUMNS), cases)
+        pack.once(lambda _, run=run: _require_verdicts(pack, run), (_require_verdicts, run))
     _check_origin(pack, export, before, after)
+
+
+def _require_verdicts(pack: PackReader, run: str) -> int:
+    cases = service.case_rows(pack) if pack.exists(service.CASES) else []
+    return answers.require_verdicts(pack, _answers(run), pack.rows(_answers(run), answers.COLUMNS), cases)
 
 
 def _answers(run: str) -> str:
