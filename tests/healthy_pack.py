@@ -129,7 +129,7 @@ def _evaluate(pack: Pack) -> None:
 
 
 def _decide(pack: Pack) -> None:
-    keys = {"Model": MODEL, "Revision": REVISION, "Size": "5 M parameters", "Licence": "Apache-2.0"}
+    keys = {"Model": MODEL, "Revision": REVISION, "Size": "4.46 M parameters", "Licence": "Apache-2.0"}
     text = _fields({**keys, "Source": "data/models/mini-instruct", "Reason": "it ships with the workbook"})
     rejected = "\n## Rejected alternatives\n\n- Qwen2.5-0.5B-Instruct: needs a download\n"
     pack.write_text("model_decision.md", text + rejected, "13.3")

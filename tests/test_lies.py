@@ -188,6 +188,18 @@ LIES = {
         PUBLIC,
         "open_weight_route.json says",
     ),
+    "a size that the model has not": (
+        "healthy",
+        said("model_decision.md", "Size: 4.46 M", "Size: 7 B"),
+        "model_decision.md",
+        "says 7 B parameters, the landscape",
+    ),
+    "a licence that the model has not": (
+        "healthy",
+        said("model_decision.md", "Licence: Apache-2.0", "Licence: MIT, any use is permitted"),
+        "model_decision.md",
+        "mini-instruct stands under Apache License 2.0",
+    ),
     "an adapter of two bases": (
         "adapted",
         keys("adapter/adapter_config.json", base_model_name_or_path="meta-llama/Llama-3-8B"),

@@ -10,7 +10,6 @@ from labkit.export.inference_model import INFERENCE_MODEL, check_inference_model
 from labkit.verification import answer_checks as answers
 from labkit.verification import decision_checks as decision
 from labkit.verification import service_checks as service
-from labkit.verification.overclaims import billions
 from labkit.verification.reading import PackReader, number
 from labkit.verification.verdicts import Contradiction, NotYet
 
@@ -128,7 +127,7 @@ def _check_size(pack: PackReader, export: dict) -> None:
     if not pack.exists(decision.MODEL_DECISION):
         return
     decided = pack.fields(decision.MODEL_DECISION, ("Revision", "Size"))
-    parameters = 1e9 * (billions(decided["Size"]) or 0)
+    parameters = 1e9 * (decision.billions(decided["Size"]) or 0)
     if decided["Revision"] == export["source"].get("revision") and size_of(export) < parameters / 8:
         what = f"{REPORT}, {label_of(export)}: {size_of(export)} bytes"
         raise Contradiction(f"{what} are less than a bit for each of {parameters:,.0f} parameters")

@@ -74,17 +74,18 @@ _CLAIMS = {
     r"[^.;\n]{0,40}?\b(\d{1,4}(?:\.\d{1,3})?) ?B\b",
     NO_BASELINE: r"\b(?:is|was|were|been|we|i) (?:fine[- ]?tuned?|tuned)\b",
 }
-_COUNT = r"[\d一二三四五六七八九十百][\d一二三四五六七八九十百千万億,.]{0,12} ?"
+_COUNT = r"(?<![\d一二三四五六七八九十百千万億,.])[\d一二三四五六七八九十百][\d一二三四五六七八九十百千万億,.]{0,12} ?"
 _CLAIMS_JA = {
     GPU_ON_CPU: "GPU ?(?:上)?で(?:の)?(?:学習|訓練)",
     SPEED_ELSEWHERE: f"毎秒 ?{_COUNT}(?:トークン|リクエスト|件)|{_COUNT}(?:トークン|リクエスト) ?/ ?秒"
     f"|同時に? ?{_COUNT}(?:人|ユーザー|接続)|{_COUNT}(?:人|ユーザー)(?:の|が|を)?同時",
     STABLE: "安定した? ?(?:サービス|稼働|運用|API)|常時稼働|24時間|高可用",
     PUBLIC: "本番(?:環境)?(?:対応|[での]?(?:利用|運用|公開|使用)が?(?:可能|でき))|公開が?(?:可能|でき|準備完了)",
-    BIG_QUALITY: r"(\d{1,4}(?:\.\d{1,3})?) ?B ?(?:の|モデル){0,2}(?:並み|相当|級|クラス|に匹敵|と同等)",
+    BIG_QUALITY: r"(?<![\d.])(\d{1,4}(?:\.\d{1,3})?) ?B ?(?:の|モデル){0,2}(?:並み|相当|級|クラス|に匹敵|と同等)",
     NO_BASELINE: "(?:ファインチューニング|微調整)(?:済み|した|しました|を行っ)",
 }
-_PATTERNS = {name: re.compile(f"{pattern}|{_CLAIMS_JA[name]}", re.I) for name, pattern in _CLAIMS.items()}
+_PATTERNS = {name: re.compile(pattern, re.I) for name, pattern in _CLAIMS.items()}
+_PATTERNS_JA = {name: re.compile(pattern, re.I) for name, pattern in _CLAIMS_JA.items()}
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,19 @@ def said(pack: PackReader, overclaim: str, files: tuple[str, ...] = SAID_IN) -> 
     """Each sentence of `files` that makes the claim and does not deny it. Files that cannot be read are left out."""
     for name in files:
         for sentence in _sentences(pack, name):
-            for match in _PATTERNS[overclaim].finditer(sentence):
-                if not (
-                    _DENIED.search(sentence) or _DENIED_JA.search(sentence) or _NO.search(sentence[: match.start()])
-                ):
+            for match in _claims(overclaim, sentence):
+                if not (_denied(sentence) or _NO.search(sentence[: match.start()])):
                     yield Said(name, sentence, match)
+
+
+def _claims(overclaim: str, sentence: str) -> Iterator[re.Match]:
+    yield from _PATTERNS[overclaim].finditer(sentence)
+    if not sentence.isascii():
+        yield from _PATTERNS_JA[overclaim].finditer(sentence)
+
+
+def _denied(sentence: str) -> bool:
+    return bool(_DENIED.search(sentence) or _DENIED_JA.search(sentence))
 
 
 def _sentences(pack: PackReader, name: str) -> list[str]:
@@ -231,7 +240,7 @@ def _operated(contract: dict) -> dict[str, bool]:
 def check_quality(pack: PackReader) -> str:
     """The sizes that a sentence or the model's own name says, against the size of the model that was decided for."""
     fields = pack.fields(decision.MODEL_DECISION, ("Model", "Size"))
-    size = billions(fields["Size"])
+    size = decision.billions(fields["Size"])
     if size is None:
         raise NotYet(f"{decision.MODEL_DECISION} does not say how many parameters the model has")
     named = re.search(r"(?<![\d.])(\d{1,4}(?:\.\d{1,3})?) ?[Bb]\b", fields["Model"])
@@ -243,14 +252,6 @@ def check_quality(pack: PackReader) -> str:
         if float(next(filter(None, found.match.groups()))) > 1.5 * size:
             raise Contradiction(f"{BIG_QUALITY}: {found}, the model has {size:.3g} B parameters")
     return f"{size:.3g} B parameters, and no file claims the quality of more"
-
-
-def billions(text: str) -> float | None:
-    """The parameters of a model in billions, from `4,459,264 parameters`, `5 M parameters` or `0.494 B`; else None."""
-    if found := re.search(r"(?<![\d.])(\d{1,6}(?:\.\d{1,6})?) ?([BM])\b", text):
-        return float(found[1]) / (1 if found[2] == "B" else 1e3)
-    found = re.search(r"(\d{1,3}(?:,\d{3}){1,4}|\d{4,13}) parameters", text)
-    return float(found[1].replace(",", "")) / 1e9 if found else None
 
 
 def check_fine_tuning(pack: PackReader) -> str:
