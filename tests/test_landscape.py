@@ -24,6 +24,7 @@ from labkit.landscape import (
 )
 from labkit.landscape.catalogue import Wish, model_records, model_table, models_of, select
 from labkit.landscape.memory import GB, GIB, memory_estimate, memory_rows
+from labkit.landscape.models import find_model
 from labkit.landscape.quantization import find_quantization
 
 # Published sizes: model, format, context (1 for a file), size, unit, source. Qwen's pages leave out the CUDA context.
