@@ -114,6 +114,18 @@ LIES = {
         "gates repeat the evaluation",
         "passes safety with 1 of 2, and a release needs 2",
     ),
+    "a gate without evidence": (
+        "healthy",
+        said("release_gates.md", "| p95", "| accuracy | high | 100 % | pass | trust me |\n| p95"),
+        "release_gates.md",
+        "on the evidence of trust me",
+    ),
+    "one package in two versions": (
+        "healthy",
+        said("requirements-freeze.txt", "torch==", "torch==9.0\ntorch=="),
+        "requirements-freeze.txt",
+        "pins torch twice",
+    ),
     "a p95 that nothing measured": ("rented", one_gpu_second, "gates repeat the evaluation", "benchmark.json says"),
     "a case edited after its answer": ("healthy", edited_case, "verdicts follow from the answers", "was edited since"),
     "other verdicts in the second file": ("healthy", other_lines, "verdicts follow from the answers", "safety_07"),
@@ -252,9 +264,12 @@ LIES = {
         "guard_proof.json tells of a start",
     ),
 }
-SAYS_NOTHING = {"a case edited after its answer", "a check that does not exist", "full-width digits"} | {
-    "digits with a separator"
-}
+SAYS_NOTHING = {
+    "a gate without evidence",
+    "a case edited after its answer",
+    "a check that does not exist",
+    "full-width digits",
+} | {"digits with a separator"}
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,11 @@ def check_contract(pack: PackReader) -> str:
 
 
 def check_gates(pack: PackReader) -> str:
+    """Every gate is filled, and one that passes names its evidence in the pack."""
     rows = gate_rows(pack)
+    if missing := [row for row in rows if row["status"] == "pass" and row["evidence"] not in pack.entries]:
+        gate, evidence = missing[0]["gate"][:40], missing[0]["evidence"][:40]
+        raise NotYet(f"{GATES} passes {gate} on the evidence of {evidence}, which is no file of the pack")
     by_status = {status: sum(row["status"] == status for row in rows) for status in GATE_STATUSES}
     return f"{len(rows)} gates: " + ", ".join(f"{count} {status}" for status, count in by_status.items())
 
