@@ -269,7 +269,8 @@ SAYS_NOTHING = {
     "a case edited after its answer",
     "a check that does not exist",
     "full-width digits",
-} | {"digits with a separator"}
+    "digits with a separator",
+}
 
 
 @pytest.fixture(scope="module")
