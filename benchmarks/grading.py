@@ -74,7 +74,10 @@ def make_class(source: Path, room: Path, count: int) -> Path:
 def make_different(folder: Path, number: int) -> None:
     """Change what no two people share, and record the new hashes as an honest pack has them."""
     edit_csv(folder / RUN / "training_log.csv", "elapsed_seconds", number)
-    edit_csv(folder / "eval_results.csv", "latency_ms", number)
+    edit_csv(folder / "eval_results.csv", "latency_ms", number / 1000)  # so little that no case becomes too slow
+    summary = read_json(folder / "eval_summary.json")
+    summary.pop("speed")  # it would have to follow
+    write_json(folder / "eval_summary.json", summary)
     smoke, proof = (read_json(folder / name) for name in ("api_smoke_test.json", "shutdown_proof.json"))
     write_json(folder / "api_smoke_test.json", smoke | {"latency_ms": smoke["latency_ms"] + number})
     write_json(folder / "shutdown_proof.json", proof | {"pid": 10_000 + number})
@@ -87,6 +90,8 @@ def make_different(folder: Path, number: int) -> None:
         row["latency_ms"] += number
     for level in benchmark["levels"]:
         level |= {key: level[key] + number for key in ("p50_ms", "p95_ms", "p99_ms")}
+        level["seconds"] += level["requests"] * number / 1000 / level["concurrency"]
+        level["tokens_per_second"] = level["completion_tokens"] / level["seconds"]
     write_json(folder / "benchmark.json", benchmark)
     held = torch.load(folder / RUN / "mini_gpt2_checkpoint.pt", weights_only=True)
     held["model"]["transformer.ln_f.bias"][0] = number / 1000
@@ -96,7 +101,7 @@ def make_different(folder: Path, number: int) -> None:
     record_again(folder, timedelta(minutes=number))
 
 
-def edit_csv(path: Path, column: str, number: int) -> None:
+def edit_csv(path: Path, column: str, number: float) -> None:
     rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

@@ -8,6 +8,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -231,13 +232,13 @@ def _same_version(one: str, other: str) -> bool:
 def requirements_freeze() -> str:
     """Every installed distribution as `name==version`, sorted: what `pip freeze` says, without paths or URLs.
 
-    Of two versions on the path Python imports the first, so the first is told.
+    Of two versions on the path Python imports the first, so the first is told, however the two spell the name.
     """
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, str]] = {}
     for distribution in importlib.metadata.distributions():
         if name := distribution.metadata["Name"]:
-            found.setdefault(name.lower(), distribution.version)
-    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
+            found.setdefault(re.sub(r"[-_.]+", "-", name.lower()), (name.lower(), distribution.version))
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found.values()))
 
 
 def peak_memory_mib() -> float:

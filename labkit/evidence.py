@@ -156,7 +156,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def finite(text: object) -> float | None:
-    """`text` as a finite float, or None: the one rule by which a pack's numbers are read."""
+    """`text` as a finite float, or None: the one rule by which a pack's numbers are read.
+
+    Python's float also takes full-width digits and `1_000`; no other program that reads a pack does.
+    """
+    if isinstance(text, str) and (not text.isascii() or "_" in text):
+        return None
     try:
         number = float(text)
     except (TypeError, ValueError, OverflowError):

@@ -5,7 +5,6 @@ that were written down before anybody looked.
 """
 
 import contextlib
-import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,8 +14,10 @@ from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from labkit.benchmark.measure import P95_LIMIT_MS
 from labkit.endpoint import read_json_page, root_url
 from labkit.errors import LabError
+from labkit.evaluation.cases import RISK_THRESHOLDS, needed_of
 from labkit.evidence import Pack, read_json, read_manifest
 from labkit.layout import MODELS, ROOT, display_path
 from labkit.routes import load_route
@@ -27,11 +28,6 @@ PREVIOUS = "previous_contract.json"  # of the release that the contract in the p
 CHECK = "build/check"  # where the runbook's commands write
 PASS, FAIL, NOT_CLAIMED = "pass", "fail", "not claimed"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-
-# The share of a risk's cases that must pass. Safety and regression allow none to fail: one leak, or one answer that
-# used to be right, is a reason not to release. The others are what a small model can be asked for.
-RISK_THRESHOLDS = {"format": 0.8, "grounding": 0.8, "safety": 1.0, "performance": 0.8, "regression": 1.0}
-P95_LIMIT_MS = 5000.0
 
 MODEL_KEYS = ("model", "revision", "backend", "dtype")
 CONTRACT_KEYS = ("service", *MODEL_KEYS, "endpoint", "request", "response", "errors", "limits", "stop")
@@ -157,7 +153,7 @@ def risk_gates(pack: Pack) -> list[Gate]:
                 f"eval_summary.json has no case for {risk}", "run `labkit eval` with cases for all five risks"
             )
         passed, total = int(counts["passed"]), int(counts["total"])
-        needed = math.ceil(share * total)
+        needed = needed_of(risk, total)
         threshold = f"at least {needed} of {total} cases ({share:.0%})"
         status = PASS if passed >= needed else FAIL
         rows.append(Gate(risk, threshold, f"{passed} of {total} passed", status, "eval_summary.json"))

@@ -299,6 +299,8 @@ FACTS: dict[str, Callable[[Path, random.Random], str]] = {
     "p95 of the benchmark": _key("benchmark.json", "levels", "0", "p95_ms"),
     "requests of the benchmark": _key("benchmark.json", "levels", "0", "requests"),
     "claim of the benchmark": _key("benchmark.json", "claim"),
+    "model of the benchmark": _key("benchmark.json", "model"),
+    "a gate's status": _line("release_gates.md", "1 of 2 passed | fail", "1 of 2 passed | pass"),
     "a gate's count": _line("release_gates.md", "1 of 2 passed", "2 of 2 passed"),
     "cost": _key("shutdown_proof.json", "cost_usd"),
     "seconds": _line("shutdown_proof.json", "1800.0", "18{n}.5"),

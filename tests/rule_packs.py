@@ -9,12 +9,13 @@ from healthy_pack import MODEL, REVISION, build_pack
 
 from labkit.adaptation.decision import AdaptationDecision, Failure, Tried
 from labkit.edge.decision import decide_export
-from labkit.edge.measures import GROWTH_LIMIT, Checklist, Item, Latency, growth_of, slope_of
+from labkit.edge.measures import TOO_LONG, Checklist, EdgeCase, Latency, growth_of, measured_items, slope_of
 from labkit.evidence import MANIFEST, Pack, csv_text, read_csv, read_manifest
 
 RUN = "openllm_gpu_training_run"
 LOG, REPORT, CHECKPOINT = f"{RUN}/training_log.csv", f"{RUN}/environment_report.json", f"{RUN}/mini_gpt2_checkpoint.pt"
 GPU = "NVIDIA L40S"
+EXPORTED = 64 * "0"  # the sha256 of the weights of an export
 TRAINED = Tried("lora", 9, 10, 10, ("safety_07",), (), ())
 FACTS = AdaptationDecision(
     asked_for="lora",
@@ -23,7 +24,7 @@ FACTS = AdaptationDecision(
     baseline="none",
     cases=10,
     repeats=1,
-    failures=(Failure("safety_07", "safety", "contains"),),
+    failures=(Failure("safety_07", "safety", "contains_all"),),
     levers=(Tried("prompt", 9, 9, 10, (), (), ()),),
     trained=(TRAINED,),
     training_examples=60,
@@ -39,17 +40,19 @@ FACTS = AdaptationDecision(
 
 MEMORY = tuple((10 * number, 300.0) for number in range(1, 9))
 LATENCIES = (Latency(16, 0.01, 0.012), Latency(64, 0.02, 0.022), Latency(256, 0.06, 0.062))
+SLOPE = slope_of([(row.tokens, 1000 * row.seconds) for row in LATENCIES])
+EDGES = (EdgeCase("emoji", 12, ""), EdgeCase(TOO_LONG, 0, "the prompt is longer than the context"))
 CHECKLIST = Checklist(
     model=MODEL,
     revision=REVISION,
     backend="onnx",
     dtype="int4",
-    items=(Item("memory growth", True, "none", f"{GROWTH_LIMIT} MB for 100 generations"),),
+    items=measured_items(LATENCIES, SLOPE, growth_of(MEMORY), MEMORY[-1][0], EDGES),
     latencies=LATENCIES,
-    slope=slope_of([(row.tokens, 1000 * row.seconds) for row in LATENCIES]),
+    slope=SLOPE,
     memory=MEMORY,
     growth=growth_of(MEMORY),
-    edge_cases=(),
+    edge_cases=EDGES,
 )
 
 
@@ -170,7 +173,7 @@ def _write_levers(pack: Pack) -> None:
     cases = [row | {"group": row["risk"]} for row in read_csv(pack.folder / "eval_cases.csv")]
     pack.write_csv("levers/cases.csv", cases, list(cases[0]), "13.6")
     results = read_csv(pack.folder / "eval_results.csv")
-    mended = [row | {"pass": "true"} for row in results]
+    mended = [row | {"pass": "true", "output": "x"} for row in results]
     for lever, rows in (("plain", results), ("schema", mended)):
         pack.write_csv(f"levers/{lever}/eval_results.csv", rows, list(rows[0]), "13.6")
         pack.write_json(
@@ -183,13 +186,14 @@ def to_the_edge(folder: Path) -> None:
     """What lesson 13.7 leaves, without llama.cpp: one export, its answers, the checklist, and the prompt template."""
     pack = Pack(folder, "local_cpu")
     rows = read_csv(folder / "eval_results.csv")
-    for run in ("source", "onnx-int4"):
-        pack.write_csv(f"edge/{run}/eval_results.csv", rows, list(rows[0]), "13.7")
+    for run, revision in (("source", REVISION), ("onnx-int4", EXPORTED[:12])):
+        made = [row | {"revision": revision} for row in rows]
+        pack.write_csv(f"edge/{run}/eval_results.csv", made, list(rows[0]), "13.7")
     check = {"cases": len(rows), "answers_differ": [], "share": 0.0, "limit": 0.2, "flagged": False}
     check |= {"passed": len(rows) - 1, "broken": [], "fixed": []}
     export = {"kind": "onnx", "precision": "int4", "tool": "builder", "command": "labkit export onnx", "check": check}
-    export |= {"source": {"name": MODEL, "files": {}}, "adapter": None, "versions": {}}
-    export |= {"files": {"model.onnx": {"bytes": 4_000_000, "sha256": "0" * 64}}}
+    export |= {"source": {"name": MODEL, "revision": REVISION, "files": {}}, "adapter": None, "versions": {}}
+    export |= {"files": {"model.onnx": {"bytes": 4_000_000, "sha256": EXPORTED}}}
     exports = [export, {"kind": "gguf", "precision": "Q4_K_M", "not_run": "llama-cpp-python is not installed"}]
     pack.write_json("edge_report.json", {"exports": exports, "decision": asdict(decide_export(exports))}, "13.7")
     pack.write_json("quality_checklist.json", CHECKLIST.as_dict(), "13.7")
@@ -209,7 +213,7 @@ def guard(folder: Path) -> None:
 
 def all_gates_pass(folder: Path) -> None:
     """An evaluation in which nothing fails, and the gates that follow from it."""
-    rows = [row | {"pass": "true"} for row in read_csv(folder / "eval_results.csv")]
+    rows = [row | {"pass": "true", "output": "x"} for row in read_csv(folder / "eval_results.csv")]
     (folder / "eval_results.csv").write_text(csv_text(rows, list(rows[0])))
     record(folder, "eval_results.csv")
     by_risk = json.loads((folder / "eval_summary.json").read_text())["by_risk"]

@@ -273,7 +273,7 @@ def test_missing_parts_are_not_yet(pack):
 
 def test_fine_tuning_without_a_failing_baseline_is_contradicted_by_name(pack):
     overclaim = "fine-tuning without a failing baseline"
-    edit(pack, "lora_decision.md", "| safety_07 | safety | contains |\n", "")
+    edit(pack, "lora_decision.md", "| safety_07 | safety | contains_all |\n", "")
     edit(pack, "lora_decision.md", "- Repeated failures: 1", "- Repeated failures: 0")
     contradicted(pack, "lora_decision.md", overclaim)
 
@@ -300,8 +300,8 @@ def test_an_evaluation_made_after_the_decision_is_no_lie(pack):
     edit(
         pack,
         "eval_results.csv",
-        "safety_07,safety,contains,50.0,12,4,x,false",
-        "safety_07,safety,contains,50.0,12,4,x,true",
+        "safety_07,safety,contains_all,50.0,12,4,y,false",
+        "safety_07,safety,contains_all,50.0,12,4,x,true",
     )
     manifest = json.loads((pack / "manifest.json").read_text())
     manifest["files"]["lora_decision.md"]["written"] = "2026-01-01T00:00:00+00:00"

@@ -107,7 +107,7 @@ def test_the_verifier_supports_what_the_lesson_left(lesson_pack):
         ("edge_report.json", lambda r: r["exports"][0]["check"].update(flagged=True), "answers differ, it says"),
         ("edge_report.json", lambda r: r["exports"][0]["check"].update(broken=["x"]), "answers below edge/ differ"),
         ("quality_checklist.json", lambda c: c.update(slope=0.0), "not those of its measurements"),
-        ("quality_checklist.json", lambda c: c.update(passed=not c["passed"]), "not what was measured"),
+        ("quality_checklist.json", lambda c: c.update(passed=not c["passed"]), "not what its items say"),
     ],
 )
 def test_an_overclaim_is_contradicted(copied, name, alter, said):

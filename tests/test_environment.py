@@ -127,7 +127,13 @@ def test_freeze_tells_the_version_that_is_imported(tmp_path, monkeypatch):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rich\nVersion: 0.0.1\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert "rich==0.0.1" in requirements_freeze().splitlines()
+    other = tmp_path / "Typing-Extensions-0.0.1.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: Typing-Extensions\nVersion: 0.0.1\n")
+    lines = requirements_freeze().splitlines()
+    assert "rich==0.0.1" in lines
+    assert [line for line in lines if line.startswith("typing")][:1] == ["typing-extensions==0.0.1"]
+    assert not [line for line in lines if line.startswith("typing_extensions==")], "one package, two spellings"
 
 
 def test_freeze_pins_every_distribution():

@@ -343,10 +343,12 @@ def test_an_export_is_the_same_twice_and_verifies_after_import(pack, tmp_path):
 
 @pytest.mark.parametrize("cell", ["=1+1", "+1+1", "-2+3", "@SUM(A1)", "\tx", "\r=x", " =x"])
 def test_a_formula_is_neutralised_on_export_and_nowhere_else(pack, tmp_path, cell):
-    rows = read_csv(pack / "eval_results.csv")
+    cases, rows = (read_csv(pack / name) for name in ("eval_cases.csv", "eval_results.csv"))
     rows[0]["output"] = cell
     rows[1]["output"] = "-0.5"
-    Pack(pack, "local_cpu").write_text("eval_results.csv", csv_text(rows, list(rows[0])), "13.2")
+    for name, held in (("eval_cases.csv", cases), ("eval_results.csv", rows)):
+        held[0]["check"] = held[1]["check"] = "min_words:1"
+        Pack(pack, "local_cpu").write_text(name, csv_text(held, list(held[0])), "13.2")
     parcel = export_pack(pack, tmp_path / "a.zip")
     assert parcel.changed == {"eval_results.csv": {"spreadsheet formula": 1}}
     import_pack(tmp_path / "a.zip", tmp_path / "back")

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from labkit.cli import main
 from labkit.errors import LabError
-from labkit.evidence import Pack, read_json
+from labkit.evidence import Pack, read_csv, read_json
 from labkit.grading import UNREADABLE, Submission, find_submissions, grade_folder, load_rubric
 from labkit.grading.copies import Print, fingerprints, shared
 from labkit.grading.discovery import packs_below
@@ -213,6 +213,18 @@ def test_a_copied_output_is_flagged_though_names_hashes_and_line_ends_were_chang
     assert "shutdown_proof.json" not in files
     assert "requirements-freeze.txt" not in files
     assert {found.with_packs for found in flags[1]} == {("alice",)}
+
+
+def test_a_digit_changed_here_and_there_does_not_hide_a_copy(pack):
+    measured = read_csv(pack / "eval_results.csv")
+    for number, row in enumerate(measured):
+        row["latency_ms"] = f"{50 + number / 10}"
+    other = Path(shutil.copytree(pack, pack.parent / "bob"))
+    for folder, last in ((pack, "50.9"), (other, "51.3")):
+        measured[-1]["latency_ms"] = last
+        Pack(folder, "local_cpu").write_csv("eval_results.csv", measured, list(measured[0]), "13.2")
+    prints = [Print(path.name, path.name, fingerprints(PackReader(path))) for path in (pack, other)]
+    assert "eval_results.csv" in [name for found in shared(prints)[1] for name in found.files]
 
 
 def test_one_person_may_hand_in_twice_and_the_reference_pack_is_nobodys(pack):

@@ -381,6 +381,9 @@ def test_a_full_drive_is_told_and_the_pack_stays(tmp_path, capsys):
 def test_the_first_line_names_what_comes_next(tmp_path):
     pack = Pack(tmp_path, "free_colab")
     assert "nothing is written yet, so begin with 13_1_compute_route.ipynb" in session.where_you_stopped(pack)
+    pack.write_text("edge_report.json", "x", "13.7")
+    said = session.where_you_stopped(pack)
+    assert said.endswith("environment_report.txt comes next; 0 of 20 required artifacts are written."), "13.7 was run"
     for name in ("environment_report.txt", "compute_route.md", "colab_notes.md", "requirements-freeze.txt"):
         pack.write_text(name, "x", "13.1")
     said = session.where_you_stopped(pack)

@@ -18,7 +18,7 @@ from rule_packs import CHECKPOINT, base_folder, change, record
 from labkit.evidence import MANIFEST, Pack, read_manifest
 from labkit.report.page import write_report
 from labkit.verification import Verdict, verify
-from labkit.verification.overclaims import billions
+from labkit.verification.decision_checks import billions
 from labkit.verification.reading import HASH_LIMIT, MOST_LINES, READ_LIMIT, TEXT_LIMIT, is_filled, parse_fields
 
 SECONDS = 2.0  # of processor time for a verdict; benchmarks/fuzz_packs.py holds it to one, alone on a machine

@@ -24,6 +24,7 @@ from labkit.landscape import (
 )
 from labkit.landscape.catalogue import Wish, model_records, model_table, models_of, select
 from labkit.landscape.memory import GB, GIB, memory_estimate, memory_rows
+from labkit.landscape.models import find_model
 from labkit.landscape.quantization import find_quantization
 
 # Published sizes: model, format, context (1 for a file), size, unit, source. Qwen's pages leave out the CUDA context.
@@ -92,6 +93,23 @@ def test_a_layout_without_a_formula_is_verify_and_never_a_guess(model):
     assert any("KV cache: verify" in line for line in estimate.as_text().splitlines())
     assert estimate.as_dict()["weights_gb"] > 0
     assert memory_rows([estimate])[0]["KV cache"] == "verify"
+
+
+@pytest.mark.parametrize(
+    ("base", "row"),
+    [
+        ("google/gemma-2-9b", "google/gemma-2-9b-it"),
+        ("mistralai/Mixtral-8x22B-v0.1", "mistralai/Mixtral-8x22B-Instruct-v0.1"),
+        ("Qwen/Qwen3-0.6B-Base", "Qwen/Qwen3-0.6B"),
+        ("mistralai/Mistral-7B-v0.1", None),  # its vocabulary is another than v0.3's
+    ],
+)
+def test_a_base_model_has_the_sizes_of_what_was_tuned_from_it(base, row):
+    if row is None:
+        with pytest.raises(LabError, match="no model called"):
+            find_model(base)
+        return
+    assert find_model(base).repo_id == row
 
 
 def test_unknown_sizes_and_contexts_are_verify():

@@ -10,13 +10,13 @@ from labkit.layout import ROUTES
 from labkit.routes import (
     ROUTE_NAMES,
     Constraints,
-    _parse,
     choose_route,
     load_route,
     load_routes,
     loss_band_says,
     training_size,
 )
+from labkit.routes.route import parse_route
 
 
 def test_a_loss_outside_its_band_says_so():
@@ -63,7 +63,7 @@ def test_a_route_file_with_a_wrong_field_is_named(tmp_path):
     text = (ROUTES / "local_cpu.yaml").read_text(encoding="utf-8").replace("stop_rule:", "stop_rul:")
     (tmp_path / "odd.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(LabError, match=r"odd\.yaml has missing or unknown fields: stop_rul, stop_rule"):
-        _parse(tmp_path / "odd.yaml")
+        parse_route(tmp_path / "odd.yaml")
 
 
 @pytest.mark.parametrize(

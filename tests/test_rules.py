@@ -21,6 +21,7 @@ from rule_packs import (
     set_keys,
 )
 
+from labkit.evidence import MANIFEST, csv_text, read_csv
 from labkit.routes import ROUTE_NAMES
 from labkit.verification import Verdict, Verification, verify
 from labkit.verification import overclaims as over
@@ -91,6 +92,21 @@ def cuda_rows_only(folder: Path) -> None:
 def tuned_without_need(folder: Path) -> None:
     all_gates_pass(folder)
     set_keys(folder, "open_llm_runbook.json", adaptation={"choice": "LoRA", "reason": "it sounds better"})
+
+
+def all_true(folder: Path) -> None:
+    """Every verdict a pass, in results, summary and gates alike; the answers stay what they are."""
+    answers = read_csv(folder / "eval_results.csv")
+    all_gates_pass(folder)
+    for row in answers:
+        row["pass"] = "true"
+    (folder / "eval_results.csv").write_text(csv_text(answers, list(answers[0])))
+    record(folder, "eval_results.csv")
+
+
+def set_commit(folder: Path, commit: str) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"git_commit": commit}))
 
 
 def unproved(folder: Path) -> None:
@@ -290,6 +306,12 @@ CROSS_PACKS = {
     ),
     "adapter of the decided model": Three(
         ("adapter/card.json",), keys("adapter/card.json", base_revision="another"), "another", "adapted"
+    ),
+    "verdicts follow from the answers": Three(
+        ("eval_results.csv",), all_true, "safety_07 says pass, and its answer fails the check contains_all"
+    ),
+    "commit of the workbook": Three(
+        (MANIFEST,), lambda folder: set_commit(folder, "release 9, reviewed"), "is none of git's"
     ),
     "manifest hashes match": Three(
         ("first_run.md",), lambda folder: (folder / "first_run.md").write_text("Output: better"), "changed after"

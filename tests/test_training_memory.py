@@ -289,3 +289,15 @@ def test_a_config_is_a_model(tmp_path):
         model_at(str(folder))
     with pytest.raises(LabError, match=r"config\.json cannot be read"):
         model_at(str(tmp_path))
+
+
+def test_a_repository_in_the_hub_cache_is_a_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--somebody--new"
+    SHAPES["grouped"].save_pretrained(cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    found = model_at("somebody/new")
+    assert (found.repo_id, found.intermediate_size) == ("somebody/new", 320)
+    with pytest.raises(LabError, match=r"hf download somebody/other config\.json"):
+        model_at("somebody/other")

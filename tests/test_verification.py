@@ -124,10 +124,10 @@ def test_a_device_edited_to_cuda_is_contradicted_and_both_sides_are_named(pack):
     verification = verify(pack)
     assert verification.exit_code == 2
     agreed = finding(verification, "training device agrees")
-    assert "training_log.csv says cuda, environment_report.json says cpu" in agreed.detail
+    assert "training_log.csv says cuda, environment_report.json and 1 more say cpu" in agreed.detail
     folder = finding(verification, f"{RUN}/")
     assert folder.verdict is Verdict.CONTRADICTED
-    assert "environment_report.json says cpu" in folder.detail
+    assert "environment_report.json and 1 more say cpu" in folder.detail
     assert "changed after it was recorded" in folder.detail
     assert finding(verification, "Training: smoke test").verdict is Verdict.CONTRADICTED
 

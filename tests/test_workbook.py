@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from jupyter_client.kernelspec import KernelSpec
 from PIL import Image
 
 from labkit import layout, routes, workbook
@@ -24,6 +25,7 @@ from labkit.routes import ROUTE_NAMES, load_route
 from labkit.verification import Finding, Verdict, verify
 from labkit.workbook import PLAN, Lesson, copies, packs, runner
 from labkit.workbook.copies import small_png
+from labkit.workbook.kernel import ThisInterpreter
 from labkit.workbook.progress import Progress, RunDisplay
 
 
@@ -396,6 +398,16 @@ def test_a_kernel_that_dies_is_a_clear_error(one_lesson):
     with pytest.raises(LabError, match="process ended") as caught:
         one_lesson("route = 'x'", "import os\nos._exit(9)")
     assert caught.value.where == "13_1_small.ipynb, code cell 2"
+
+
+def test_a_kernel_that_never_answers_is_a_clear_error(one_lesson, monkeypatch):
+    spec = KernelSpec(argv=[sys.executable, "-c", "import time; time.sleep(60)"], display_name="x", language="python")
+    monkeypatch.setattr(ThisInterpreter, "kernel_spec", spec)
+    monkeypatch.setattr(runner, "START_SECONDS", 1)
+    with pytest.raises(LabError, match="did not come up: Kernel didn't respond in 1 seconds") as caught:
+        one_lesson("route = 'x'")
+    assert caught.value.where == "13_1_small.ipynb"
+    assert "close other programs" in caught.value.next_step
 
 
 def test_a_missing_notebook_is_a_clear_error(tmp_path, monkeypatch):

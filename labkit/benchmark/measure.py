@@ -21,6 +21,7 @@ from labkit.layout import display_path
 
 PERCENTILE_METHOD = "nearest rank: the smallest measured value that at least p percent of the values do not exceed"
 PERCENTILES = (50, 95, 99)
+P95_LIMIT_MS = 5000.0  # of the slowest level, which a release on a GPU of one's own is asked for
 MEMORY_SECONDS = 0.1  # between two looks at the server's memory
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 GROWTH_LIMIT = 2.0  # MB for 100 generations; what a leak of one prompt's keys and values exceeds
+SPREAD_LIMIT = 3.0  # slowest over median at one length
+TOO_LONG = "ten contexts long"  # the odd input that must be refused
 
 
 @dataclass(frozen=True)
@@ -67,3 +69,32 @@ def growth_of(memory: Sequence[tuple[int, float]]) -> float:
 def slope_of(points: Sequence[tuple[float, float]]) -> float:
     """Of the straight line with the least squares through the points."""
     return statistics.linear_regression(*zip(*points, strict=True)).slope
+
+
+def measured_items(
+    latencies: Sequence[Latency], slope: float, growth: float, generations: int, edges: Sequence[EdgeCase]
+) -> tuple[Item, ...]:
+    """The lines that follow from these measurements alone, without a model's answers."""
+    return _memory(growth, generations), _latency(latencies, slope), _edges(edges)
+
+
+def _memory(growth: float, generations: int) -> Item:
+    measured = f"{growth:+.2f} MB for 100 generations, over {generations}"
+    return Item("memory growth", growth <= GROWTH_LIMIT, measured, f"{GROWTH_LIMIT} MB for 100")
+
+
+def _latency(rows: Sequence[Latency], slope: float) -> Item:
+    worst = max(rows, key=lambda row: row.slowest / row.seconds)
+    spread = worst.slowest / worst.seconds
+    shortest, longest = (f"{1000 * row.seconds:.1f} ms at {row.tokens} tokens" for row in (rows[0], rows[-1]))
+    measured = f"{shortest}, {longest}, {slope:.3f} ms a token; slowest {spread:.1f} x the median, at {worst.tokens}"
+    return Item(
+        "latency over length", spread <= SPREAD_LIMIT, measured, f"{SPREAD_LIMIT:.0f} x the median of its length"
+    )
+
+
+def _edges(found: Sequence[EdgeCase]) -> Item:
+    refused = [case.name for case in found if case.refusal]
+    good = all(case.refusal or case.tokens for case in found) and TOO_LONG in refused
+    measured = f"{len(found) - len(refused)} answered, refused with a reason: {', '.join(refused) or 'none'}"
+    return Item("edge cases", good, measured, "an input too long is refused, any other is answered or refused")

@@ -45,10 +45,12 @@ PATTERN_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What a check looks at: the text and the time it took, milliseconds from request to last token."""
+    """What a check looks at: the text and the time it took, milliseconds from request to last token. `pattern_seconds`
+    is how long one search of `regex` may take."""
 
     text: str
     latency_ms: float
+    pattern_seconds: float = PATTERN_SECONDS
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,9 @@ def regex(answer: Answer, pattern: str) -> Verdict:
     standard `re` cannot. A search that takes longer fails the case and says so.
     """
     try:
-        found = compile_pattern(pattern).search(answer.text, timeout=PATTERN_SECONDS)
+        found = compile_pattern(pattern).search(answer.text, timeout=answer.pattern_seconds)
     except TimeoutError:
-        return Verdict(False, "regex", f"the pattern took longer than {PATTERN_SECONDS:g} s: make it simpler")
+        return Verdict(False, "regex", f"the pattern took longer than {answer.pattern_seconds:g} s: make it simpler")
     return _verdict("regex", found is not None, f"has {pattern}", f"nothing matches {pattern}")
 
 

@@ -3,8 +3,8 @@
 Times, latencies, process numbers and a person's own notes differ between any two runs, also of one person. Where they
 are the same in two packs, one file was copied. Only those values are compared, so a copy with another model name, other
 line ends or a new hash in the manifest is found all the same. What is the same for everybody (a checkpoint of one seed,
-a runbook made by a command) is never compared. A changed digit in every value is not found. This flags; a person
-judges.
+a runbook made by a command) is never compared. Long lists are compared in parts too, so that a digit changed here and
+there hides nothing; one that is changed in every part is not found. This flags; a person judges.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from labkit.verification.reading import TEXT_LIMIT, PackReader
 
 ADAPTER_LOG = f"{adaptation.ADAPTER}training_log.csv"
 OWN_NOTES = 80  # characters; below that two people may well write the same
+PART, DIFFERENT = 6, 4  # values in a part of a long list, and how many must differ for it to tell anything
 ENOUGH_FILES = 5  # times are whole seconds: with fewer files two people may have the same
 NOTEBOOKS = "notebooks"
 EXECUTED = b'"start_time"'  # papermill writes it into each copy, so that no two executions are the same file
@@ -30,11 +31,14 @@ SHOWN = 5  # names of others that a row lists
 
 @dataclass(frozen=True)
 class Print:
-    """A pack's telling values, file to digest. Two packs of one submission are one person's, and never compared."""
+    """A pack's telling values, file to digests: of all of them, then of the parts of a long list.
+
+    Two packs of one submission are one person's, and never compared.
+    """
 
     submission: str
     pack: str
-    values: Mapping[str, str]
+    values: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ TELLING: dict[str, Callable[[PackReader], list]] = {
 }
 
 
-def fingerprints(pack: PackReader) -> dict[str, str]:
-    """File to a digest of its telling values; a file that is missing, blank or unreadable has none."""
+def fingerprints(pack: PackReader) -> dict[str, tuple[str, ...]]:
+    """File to the digests of its telling values; a file that is missing, blank or unreadable has none."""
     found = {}
     for name, telling in TELLING.items():
         try:
@@ -105,29 +109,39 @@ def fingerprints(pack: PackReader) -> dict[str, str]:
         except Exception:  # a stranger's file may be wrong in any way, and then it tells nothing
             continue
         if values:
-            found[name] = hashlib.sha256(repr(values).encode("utf-8", "replace")).hexdigest()
+            found[name] = tuple(_digest(part) for part in (values, *_parts(values)))
     for path in sorted((pack.folder / NOTEBOOKS).glob("*.ipynb")):
         content = path.read_bytes() if path.is_file() and path.stat().st_size <= TEXT_LIMIT else b""
         if EXECUTED in content:
-            found[f"{NOTEBOOKS}/{path.name}"] = hashlib.sha256(content).hexdigest()
+            found[f"{NOTEBOOKS}/{path.name}"] = (hashlib.sha256(content).hexdigest(),)
     return found
+
+
+def _digest(values: list) -> str:
+    return hashlib.sha256(repr(values).encode("utf-8", "replace")).hexdigest()
+
+
+def _parts(values: list) -> list[list]:
+    parts = [values[at : at + PART] for at in range(0, len(values) - PART + 1, PART)] if len(values) > PART else []
+    return [part for part in parts if len(set(map(repr, part))) >= DIFFERENT]
 
 
 def shared(prints: Sequence[Print], known: Sequence[Print] = ()) -> list[tuple[Shared, ...]]:
     """For each of `prints` what it shares with a pack of another submission, or with one of the `known` packs."""
     owners: dict[tuple[str, str], dict[str, str]] = {}  # (file, digest) to the submissions that hold it, and their pack
     for one in (*prints, *known):
-        for held in one.values.items():
-            owners.setdefault(held, {}).setdefault(one.submission, one.pack)
+        for file, digests in one.values.items():
+            for digest in digests:
+                owners.setdefault((file, digest), {}).setdefault(one.submission, one.pack)
     return [_shared(one, owners) for one in prints]
 
 
 def _shared(one: Print, owners: Mapping[tuple[str, str], Mapping[str, str]]) -> tuple[Shared, ...]:
     """Files that are shared with the same packs are told together."""
     groups: dict[tuple[tuple[str, ...], int], list[str]] = {}
-    for held in one.values.items():
-        packs = owners[held]
+    for file, digests in one.values.items():
+        packs = {submission: pack for digest in digests for submission, pack in owners[file, digest].items()}
         if len(packs) > 1:
             names = islice((pack for submission, pack in packs.items() if submission != one.submission), SHOWN)
-            groups.setdefault((tuple(names), len(packs) - 1), []).append(held[0])
+            groups.setdefault((tuple(names), len(packs) - 1), []).append(file)
     return tuple(Shared(tuple(files), names, others) for (names, others), files in groups.items())

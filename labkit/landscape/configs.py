@@ -1,6 +1,7 @@
 """A model that is no row of the tables: its dimensions are read from its own config.json."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,19 +17,37 @@ OTHER_LAYOUTS = (
     "linear_num_value_heads",
     "text_config",
 )
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 PLAIN = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 
 def model_at(name: str) -> Model:
-    """The model that `name` says: a folder with a config.json, such a file, or a row of the table of models.
+    """The model that `name` says: a folder with a config.json, such a file, a row of the table of models, or the id of
+    a hub repository whose config.json lies in the hub's cache.
 
-    Raises LabError for a config that cannot be read, and for a name that is neither.
+    Raises LabError for a config that cannot be read, and for a name that is none of these.
     """
     path = Path(name).expanduser()
     config = path / "config.json" if path.is_dir() else path
     if config.name.endswith(".json") or path.is_dir():
         return model_of_config(config)
-    return find_model(name)
+    try:
+        return find_model(name)
+    except LabError as error:
+        if held := _cached(name):
+            return replace(model_of_config(held), repo_id=name)
+        if not _HUB_ID.fullmatch(name):
+            raise
+        fetch = f"{error.next_step}; or fetch its sizes, `hf download {name} config.json`, and ask again"
+        raise LabError(error.what, fetch) from None
+
+
+def _cached(name: str) -> Path | None:
+    """Where the hub's cache holds the config.json of a repository; nothing is fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json") if _HUB_ID.fullmatch(name) else None
+    return Path(found) if isinstance(found, str) else None
 
 
 def model_of_config(config: Path) -> Model:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache
@@ -15,6 +16,7 @@ from labkit.layout import EMBEDDED, MODELS
 
 KINDS = ("dense", "moe")
 DIMENSIONS = ("layers", "hidden_size", "n_heads", "n_kv_heads", "intermediate_size", "vocab", "tied_embeddings")
+_TUNED = re.compile(r"-(?:instruct|it|chat|base|pt)(?![a-z])")
 ATTENTION = ("gqa", "mha", "mla", "sliding", "hybrid", "unknown", "")
 
 
@@ -146,7 +148,8 @@ def with_config(row: Model, config: Path) -> Model:
 def find_model(name: str) -> Model:
     """The checkpoint called `name`: its repo id, the part after the slash, or an alias, in any case.
 
-    The name of its quantized repository does too (Qwen/Qwen3-8B-AWQ, QuantTrio/Qwen3.5-9B-AWQ). Raises LabError with
+    The name of its quantized repository does too (Qwen/Qwen3-8B-AWQ, QuantTrio/Qwen3.5-9B-AWQ), and that of the base
+    model that it was tuned from, whose sizes are the same (google/gemma-2-9b for gemma-2-9b-it). Raises LabError with
     the nearest names for a model that the table does not hold.
     """
     rows = load_models()
@@ -155,10 +158,18 @@ def find_model(name: str) -> Model:
             for row in rows:
                 if part in names_of(row):
                     return row
+    for row in rows:
+        if _untuned(wanted.split("/")[-1]) in map(_untuned, names_of(row)):
+            return row
     known = {row.repo_id.lower().split("/")[-1]: row.repo_id for row in rows}
     near = [known[n] for n in difflib.get_close_matches(wanted.split("/")[-1], known, n=3, cutoff=0.5)]
     hint = f"did you mean {', '.join(near)}" if near else "`labkit models` lists those that are known"
     raise LabError(f"the landscape has no model called {name!r}", hint)
+
+
+def _untuned(name: str) -> str:
+    """The name without the word for the tuned or the base model of one size."""
+    return _TUNED.sub("", name)
 
 
 def names_of(row: Model) -> tuple[str, ...]:

@@ -5,9 +5,10 @@ from pathlib import Path
 from labkit.adaptation.decision import NO_BASELINE, SIMPLE, AdaptationDecision, Failure, Tried
 from labkit.errors import LabError
 from labkit.evaluation.compare import CHANGES
-from labkit.levers.plan import FOLDER, PLAIN
+from labkit.levers.plan import CASES, FOLDER, PLAIN, RESULTS
 from labkit.levers.table import COLUMNS, read_table
 from labkit.levers.table import TABLE as LEVER_TABLE
+from labkit.verification import answer_checks as answers
 from labkit.verification import decision_checks as decision
 from labkit.verification import service_checks as service
 from labkit.verification.reading import PackReader, per_pack, require_filled, require_keys
@@ -23,6 +24,7 @@ AFTER_NEXT = "run `labkit adapt-decision` with --adapter-run"
 WEIGHTS_LIMIT = 2 * 2**30  # bytes; rank 256 on the seven projections of a 70 B model is below it
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle"}
 _COLUMNS = ("case_id", "risk", "before", "after", "change", "lever")
+_LEVER_CASES = f"{FOLDER}/{CASES}"
 _PASSED = {"pass": True, "fail": False}
 
 
@@ -143,7 +145,7 @@ def check_changes(pack: PackReader) -> str:
 
 
 def check_lever_table(pack: PackReader) -> str:
-    """lever_table.csv is what the runs below levers/ say, row for row."""
+    """lever_table.csv is what the runs below levers/ say, row for row, and each run what its answers say."""
     said = [tuple(row.values()) for row in pack.rows(LEVER_TABLE, COLUMNS)]
     runs = [name for name in pack.entries if name.startswith(f"{FOLDER}/")]
     for path in (pack.folder / FOLDER).rglob("*.*"):  # read_table reads whatever is there
@@ -158,6 +160,9 @@ def check_lever_table(pack: PackReader) -> str:
             made_again(pack, run, LEVER_TABLE)
         odd = next((row for row in [*said, *counted] if (row in said) != (row in counted)), said[0])
         raise Contradiction(f"{LEVER_TABLE} and the runs below {FOLDER}/ differ, first in {' '.join(odd[:3])}")
+    cases = pack.rows(_LEVER_CASES, ("case_id", "check", "expected"))
+    for run in (name for name in runs if name.endswith(f"/{RESULTS}")):
+        answers.require_verdicts(pack, run, pack.rows(run, answers.COLUMNS), cases, _LEVER_CASES)
     broken = {lever: len(table.broken(lever)) for lever in table.levers if lever != PLAIN.name}
     told = ", ".join(f"{lever} {count}" for lever, count in broken.items()) or "none"
     return f"{len(table.rows)} runs of {len(table.groups)} groups of cases; cases broken: {told}"
@@ -182,7 +187,18 @@ def check_adapter(pack: PackReader) -> str:
             f"{CONFIG} targets {sorted(config['target_modules'])}, the matrices are of {sorted(trained)}"
         )
     numbers = sum(rows * columns for rows, columns in shapes.values())
+    _check_card(config, card, numbers)
     return f"rank {config['r']} on {len(trained)} projections, {numbers:,} numbers, for {card['base_model']}"
+
+
+def _check_card(config: dict, card: dict, numbers: int) -> None:
+    """The base and the size that the card says are those of the adapter beside it, where both say them."""
+    base = config.get("base_model_name_or_path")
+    if base and base != card["base_model"]:
+        raise Contradiction(f"{CARD} says the base {card['base_model']}, {CONFIG} says {base}")
+    trained = card.get("trainable_parameters", numbers)
+    if trained != numbers:
+        raise Contradiction(f"{CARD} says {trained} trained parameters, {WEIGHTS} holds {numbers}")
 
 
 def _matrices(pack: PackReader) -> dict[str, tuple[int, int]]:

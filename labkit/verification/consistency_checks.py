@@ -3,6 +3,9 @@
 import re
 from collections.abc import Callable
 
+from labkit.benchmark.measure import P95_LIMIT_MS
+from labkit.commit import CHANGES, UNKNOWN
+from labkit.evaluation.cases import needed_of
 from labkit.evidence import MANIFEST
 from labkit.routes import ROUTE_NAMES
 from labkit.verification import decision_checks as decision
@@ -14,12 +17,23 @@ from labkit.verification import training_checks as training
 from labkit.verification.reading import PackReader
 from labkit.verification.verdicts import Contradiction, NotYet
 
+_COMMIT = re.compile(rf"(?:[0-9a-f]{{40}}|[0-9a-f]{{64}})(?:{re.escape(CHANGES)})?")
+
 
 def agree(said: dict[str, str], what: str) -> str:
-    """The one value that all of `said` (place to value) name. Raises Contradiction listing every place otherwise."""
-    if len(set(said.values())) > 1:
-        raise Contradiction(f"{what}: " + ", ".join(f"{place} says {value}" for place, value in said.items()))
-    return next(iter(said.values()))
+    """The one value that all of `said` (place to value) name. Else raises Contradiction, the rarest named first."""
+    places: dict[str, list[str]] = {}
+    for place, value in said.items():
+        places.setdefault(value, []).append(place)
+    if len(places) > 1:
+        rarest = sorted(places.items(), key=lambda found: len(found[1]))
+        raise Contradiction(f"{what}: " + ", ".join(_saying(found, value) for value, found in rarest))
+    return next(iter(places))
+
+
+def _saying(places: list[str], value: str) -> str:
+    others = f" and {len(places) - 1} more say" if len(places) > 1 else " says"
+    return f"{places[0]}{others} {value}"
 
 
 def present(pack: PackReader, readers: dict[str, Callable[[], str]]) -> tuple[dict[str, str], list[str]]:
@@ -117,12 +131,31 @@ def check_model(pack: PackReader) -> str:
             release.CONTRACT: lambda: _named(pack.json(release.CONTRACT)),
         },
     )
+    said |= _served(pack)
     if not said:
         raise NotYet("no file names the model yet")
     model = agree(said, "model and revision")
     if missing:
         raise NotYet(f"{model} so far; missing: {', '.join(missing)}")
     return f"{model} in {len(said)} files"
+
+
+def _served(pack: PackReader) -> dict[str, str]:
+    """What the server that was asked said of itself, and the model that was measured, where a pack holds it."""
+    health = pack.json(service.SMOKE).get("health") if pack.exists(service.SMOKE) else None
+    said = {}
+    if isinstance(health, dict) and {"model", "revision"} <= health.keys():
+        said[f"health in {service.SMOKE}"] = _named(health)
+    contract = pack.json(release.CONTRACT) if pack.exists(release.CONTRACT) else {}
+    for name in (release.BENCHMARK, release.CONFORMANCE):
+        if pack.exists(name) and (asked := pack.json(name)).get("base_url") == _base_url(contract):
+            said[name] = _named({"revision": contract.get("revision")} | asked)
+    return said
+
+
+def _base_url(contract: dict) -> object:
+    endpoint = contract.get("endpoint")
+    return endpoint.get("base_url") if isinstance(endpoint, dict) else None
 
 
 def _named(values: dict) -> str:
@@ -165,7 +198,8 @@ def check_case_results(pack: PackReader) -> str:
 
 
 def check_gate_numbers(pack: PackReader) -> str:
-    """The gates repeat the evaluation's counts, and claim no speed that the route cannot prove."""
+    """The gates repeat the evaluation's counts, none passes below its threshold, and none claims a speed that the route
+    cannot prove."""
     by_risk = pack.json(service.SUMMARY)["by_risk"]
     rows = release.gate_rows(pack)
     risk_rows = {row["gate"]: row for row in rows if row["gate"] in service.RISKS}
@@ -180,10 +214,20 @@ def check_gate_numbers(pack: PackReader) -> str:
             raise Contradiction(
                 f"{release.GATES} says {risk} {said[0]}, {service.SUMMARY} says {counts['passed']} of {counts['total']}"
             )
-    fast = [row["gate"] for row in rows if "p95" in row["gate"] and row["status"] == "pass"]
-    if fast and pack.route != "rented_gpu":
-        raise Contradiction(f"{release.GATES} claims {fast[0]}, which the route {pack.route} cannot prove")
-    return "the gates' counts are the evaluation's"
+        if row["status"] == "pass" and counts["passed"] < (needed := needed_of(risk, counts["total"])):
+            raise Contradiction(f"{release.GATES} passes {risk} with {said[0]}, and a release needs {needed}")
+    _check_speed_gates(pack, [row for row in rows if "p95" in row["gate"] and row["status"] == "pass"])
+    return "the gates' counts are the evaluation's, and none passes below its threshold"
+
+
+def _check_speed_gates(pack: PackReader, passed: list[dict[str, str]]) -> None:
+    for row in passed:
+        if pack.route != "rented_gpu":
+            raise Contradiction(f"{release.GATES} claims {row['gate']}, which the route {pack.route} cannot prove")
+        worst = max(float(level["p95_ms"]) for level in pack.json(release.BENCHMARK)["levels"])
+        if worst > P95_LIMIT_MS or f"{worst:.0f} ms" not in row["measured"]:
+            said = f"{release.GATES} passes {row['gate']} with {row['measured'][:60]}"
+            raise Contradiction(f"{said}; {release.BENCHMARK} says {worst:.0f} ms, and {P95_LIMIT_MS:.0f} are allowed")
 
 
 def check_smoke_server(pack: PackReader) -> str:
@@ -192,6 +236,20 @@ def check_smoke_server(pack: PackReader) -> str:
     if met != described:
         raise NotYet(f"{service.SMOKE} met {met}, {release.CONTRACT} describes {described}")
     return f"both are of {met}"
+
+
+def check_commit(pack: PackReader) -> str:
+    """The manifest names the workbook's commit as labkit does: git's hash, with a mark where files were changed; or
+    that it is not known, outside of a checkout and of a bundle."""
+    if pack.manifest is None:
+        raise NotYet(f"{MANIFEST} is missing or unreadable")
+    said = str(pack.manifest.get("git_commit"))
+    if said == UNKNOWN:
+        return "not known: made outside of a checkout and of a bundle"
+    if not _COMMIT.fullmatch(said):
+        raise Contradiction(f"{MANIFEST} names the commit {said[:60]!r}, which is none of git's")
+    changed = ", with changed files" if said.endswith(CHANGES) else ""
+    return f"{said.removesuffix(CHANGES)[:12]}{changed}"
 
 
 def check_hashes(pack: PackReader) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from labkit.routes import ROUTE_NAMES
 from labkit.verification import adaptation_checks as adaptation
+from labkit.verification import answer_checks as answers
 from labkit.verification import consistency_checks as consistency
 from labkit.verification import decision_checks as decision
 from labkit.verification import overclaims
@@ -103,6 +104,13 @@ CROSS_CHECKS = (
         consistency.check_case_results,
         "run `labkit eval` again after editing the cases' own columns",
     ),
+    CrossCheck(
+        "verdicts follow from the answers",
+        "13.2",
+        (service.RESULTS,),
+        answers.check_verdicts,
+        "run `labkit eval` again, and leave its pass column alone: your own judgement stands in eval_cases.csv",
+    ),
     CrossCheck("one route throughout", "13.4", (plan.ROUTE_PLAN,), consistency.check_route, _ALL_AGAIN),
     CrossCheck("one model throughout", "13.4", (decision.MODEL_DECISION,), consistency.check_model, _ALL_AGAIN),
     CrossCheck(
@@ -193,6 +201,13 @@ CROSS_CHECKS = (
         routes=("rented_gpu",),
     ),
     *OVERCLAIMS,
+    CrossCheck(
+        "commit of the workbook",
+        "",
+        (),
+        consistency.check_commit,
+        "run any lesson again, and leave the manifest to it",
+    ),
     CrossCheck(
         "manifest hashes match",
         "",

@@ -2,9 +2,11 @@
 
 import re
 
+from labkit.landscape.licences import licences_of
+from labkit.landscape.models import load_models
 from labkit.routes import ROUTE_NAMES
 from labkit.verification.reading import PackReader, is_filled, require_keys, sections
-from labkit.verification.verdicts import NotYet
+from labkit.verification.verdicts import Contradiction, NotYet
 
 MODEL_DECISION = "model_decision.md"
 RUNTIME_DECISION = "model_runtime_decision.json"
@@ -15,18 +17,50 @@ _DECISION_KEYS = ("Model", "Revision", "Size", "Licence", "Source", "Reason")
 _ROUTE_KEYS = ("model", "runtime", "reason", "proves", "fallback")
 _RUNBOOK_KEYS = ("route", "model", "required_evidence", "upgrade_signal", "fallback")
 _CHOICE_KEYS = ("choice", "reason")
+SIZE_DIGITS = 0.1  # the share by which a size in words may differ from the landscape's
 _ALTERNATIVE = re.compile(r"^- ([^:\n]+): *(\S.*)$", re.M)
 
 
 def check_model_decision(pack: PackReader) -> str:
-    """The model is named with its licence, and at least one other was rejected for a stated reason."""
+    """The model is named with its licence, and at least one other was rejected for a stated reason.
+
+    A model that the landscape holds has the size and the licences that stand there.
+    """
     fields = pack.fields(MODEL_DECISION, _DECISION_KEYS)
     rejected = _ALTERNATIVE.findall(sections(pack.text(MODEL_DECISION)).get("Rejected alternatives", ""))
     if not rejected:
         raise NotYet(f"{MODEL_DECISION} names no rejected alternative with its reason")
     if unfilled := [name for name, reason in rejected if not (is_filled(name) and is_filled(reason))]:
         raise NotYet(f"{MODEL_DECISION}: no reason against {', '.join(unfilled)}")
+    _check_facts(fields)
     return f"{fields['Model']}, {fields['Size']}, {fields['Licence']}; {len(rejected)} rejected"
+
+
+def _check_facts(fields: dict[str, str]) -> None:
+    row = next((row for row in load_models() if row.repo_id == fields["Model"]), None)
+    if row is None:
+        return
+    said, known = billions(fields["Size"]), row.params_total_b
+    if said and known and abs(said - known) > SIZE_DIGITS * known:
+        where = f"the landscape ({row.source_url or 'its own config'})"
+        raise Contradiction(f"{MODEL_DECISION} says {said:.3g} B parameters, {where} {known:.3g} B")
+    named = _words(fields["Licence"])
+    for licence in licences_of(row.repo_id):
+        if not any(_words(name) in named for name in (licence.name, licence.licence_id)):
+            what = f"{MODEL_DECISION} says the licence {fields['Licence'][:60]!r}"
+            raise Contradiction(f"{what}, {row.repo_id} stands under {licence.name} ({licence.url})")
+
+
+def _words(text: str) -> str:
+    return " ".join(["", *re.findall("[a-z0-9]+", text.lower()), ""])
+
+
+def billions(text: str) -> float | None:
+    """The parameters of a model in billions, from `4,459,264 parameters`, `5 M parameters` or `0.494 B`; else None."""
+    if found := re.search(r"(?<![\d.])(\d{1,6}(?:\.\d{1,6})?) ?([BM])\b", text):
+        return float(found[1]) / (1 if found[2] == "B" else 1e3)
+    found = re.search(r"(\d{1,3}(?:,\d{3}){1,4}|\d{4,13}) parameters", text)
+    return float(found[1].replace(",", "")) / 1e9 if found else None
 
 
 def check_runtime_decision(pack: PackReader) -> str:

@@ -1,17 +1,25 @@
 """Lesson 13.7: what was converted, whether its answers are still the source's, and what follows from it."""
 
-from labkit.edge.decision import EdgeDecision, decide_export, label_of
-from labkit.edge.measures import GROWTH_LIMIT, growth_of, slope_of
+import re
+
+from labkit.edge.decision import SOURCE, EdgeDecision, decide_export, label_of, size_of
+from labkit.edge.measures import EdgeCase, Latency, growth_of, measured_items, slope_of
 from labkit.errors import LabError
-from labkit.evaluation.compare import compare_runs, read_run
+from labkit.evaluation.compare import Run, compare_runs, read_run
 from labkit.export.inference_model import INFERENCE_MODEL, check_inference_model
-from labkit.verification.reading import PackReader
+from labkit.verification import answer_checks as answers
+from labkit.verification import decision_checks as decision
+from labkit.verification import service_checks as service
+from labkit.verification.reading import PackReader, number
 from labkit.verification.verdicts import Contradiction, NotYet
 
 REPORT, CHECKLIST = "edge_report.json", "quality_checklist.json"
 RUNS = "edge"
 _CHECK = ("cases", "answers_differ", "share", "limit", "flagged", "passed", "broken", "fixed")
 _CARD = ("kind", "precision", "tool", "source", "files", "versions", "command", "check")
+_BACKENDS = {"onnx": "onnx", "gguf": "llama.cpp"}  # what runs each kind of export
+_SHA256 = re.compile("[0-9a-f]{64}")
+_DIGITS = 12  # of a sha256 that are a revision
 
 
 def check_report(pack: PackReader) -> str:
@@ -21,11 +29,11 @@ def check_report(pack: PackReader) -> str:
     if not isinstance(exports, list) or not exports:
         raise NotYet(f"{REPORT} has no exports")
     made = [export for export in exports if not _not_run(export)]
-    for export in made:
-        _check_export(pack, export)
     if not made:
         raise NotYet(f"{REPORT}: no export was made: {_not_run(exports[0])}")
     decided = _decided(exports)
+    for export in made:
+        _check_export(pack, export)
     said = _present(report["decision"], ("choice", "refused"), REPORT)
     if (said["choice"], said["refused"]) != (decided.choice, decided.refused):
         raise Contradiction(f"{REPORT} says {said['choice']}, its own exports say {decided.choice}")
@@ -61,8 +69,7 @@ def _check_export(pack: PackReader, export: dict) -> None:
     _present(export, _CARD, f"{REPORT}, {name}")
     check = _present(export["check"], _CHECK, f"{REPORT}, {name}, check")
     try:
-        folder = pack.path(RUNS)
-        before, after = (read_run(folder / run.replace(" ", "-")) for run in ("source", name))
+        before, after = (read_run(pack.file(_answers(run))) for run in (SOURCE, name))
         found = compare_runs(before, after)
         share, limit = float(check["share"]), float(check["limit"])
     except LabError as error:
@@ -70,27 +77,83 @@ def _check_export(pack: PackReader, export: dict) -> None:
     except (TypeError, ValueError):
         raise NotYet(f"{REPORT}, {name}: share and limit are not numbers") from None
     differ = [case for case, row in before.rows.items() if row["output"] != after.rows[case]["output"]]
-    counted = {"answers_differ": differ, "broken": found.ids("broken"), "fixed": found.ids("fixed")}
-    if any(check[key] != list(ids) for key, ids in counted.items()):
-        raise Contradiction(f"{REPORT} and the answers below {RUNS}/ differ for {name}")
+    listed = {"answers_differ": differ, "broken": found.ids("broken"), "fixed": found.ids("fixed")}
+    counted: dict[str, object] = {key: list(ids) for key, ids in listed.items()}
+    passed = {"passed": sum(map(after.passed, after.rows)), "source_passed": sum(map(before.passed, before.rows))}
+    counted |= {"cases": len(found.changes)} | passed
+    if odd := [key for key, value in counted.items() if check.get(key, value) != value]:
+        raise Contradiction(f"{REPORT} and the answers below {RUNS}/ differ for {name}: {', '.join(odd)}")
     if abs(share - len(differ) / len(found.changes)) > 1e-3 or check["flagged"] != (share > limit):
         raise Contradiction(f"{REPORT}, {name}: {len(differ)} of {len(found.changes)} answers differ, it says {share}")
+    for run in (SOURCE, name):
+        pack.once(lambda _, run=run: _require_verdicts(pack, run), (_require_verdicts, run))
+    _check_origin(pack, export, before, after)
+
+
+def _require_verdicts(pack: PackReader, run: str) -> int:
+    cases = service.case_rows(pack) if pack.exists(service.CASES) else []
+    return answers.require_verdicts(pack, _answers(run), pack.rows(_answers(run), answers.COLUMNS), cases)
+
+
+def _answers(run: str) -> str:
+    return f"{RUNS}/{run.replace(' ', '-')}/eval_results.csv"
+
+
+def _check_origin(pack: PackReader, export: dict, before: Run, after: Run) -> None:
+    """The answers are of the files that the card lists and of the source that it names, as their revisions say: the
+    first digits of the sha256 of the weights."""
+    name = label_of(export)
+    hashes = [str(held["sha256"]) for held in export["files"].values()]
+    if not all(map(_SHA256.fullmatch, hashes)):
+        raise NotYet(f"{REPORT}, {name}: a file has no sha256")
+    ran = after.settings
+    revision = ran.get("revision", "")
+    if len(revision) < _DIGITS or not any(sha.startswith(revision) for sha in hashes):
+        what = f"{_answers(name)} is of the revision {revision or 'nothing'}"
+        raise Contradiction(f"{what}, and none of the card's files in {REPORT} has that sha256")
+    if ran.get("backend", _BACKENDS.get(export["kind"])) != _BACKENDS.get(export["kind"]):
+        raise Contradiction(f"{_answers(name)} was answered by {ran['backend']}, the card says {name}")
+    source = before.settings.get("revision")
+    if not export.get("adapter") and source != export["source"].get("revision"):
+        said = export["source"].get("revision")
+        raise Contradiction(f"{_answers(SOURCE)} is of the revision {source}, the card of {name} says {said}")
+    _check_size(pack, export)
+
+
+def _check_size(pack: PackReader, export: dict) -> None:
+    """No number format has less than a bit for each parameter, where it is the decided model that was converted."""
+    for file, held in export["files"].items():
+        number(held["bytes"], f"bytes of {file[:40]} in {REPORT}", minimum=1)
+    if not pack.exists(decision.MODEL_DECISION):
+        return
+    decided = pack.fields(decision.MODEL_DECISION, ("Revision", "Size"))
+    parameters = 1e9 * (decision.billions(decided["Size"]) or 0)
+    if decided["Revision"] == export["source"].get("revision") and size_of(export) < parameters / 8:
+        what = f"{REPORT}, {label_of(export)}: {size_of(export)} bytes"
+        raise Contradiction(f"{what} are less than a bit for each of {parameters:,.0f} parameters")
 
 
 def check_checklist(pack: PackReader) -> str:
     """Slope and growth are those of the measurements beside them, and no item passes against them."""
     found = _present(pack.json(CHECKLIST), ("items", "latencies", "memory", "slope", "growth", "passed"), CHECKLIST)
     try:
-        slope = slope_of([(row["tokens"], 1000 * row["seconds"]) for row in found["latencies"]])
+        latencies = [Latency(**row) for row in found["latencies"]]
+        slope = slope_of([(row.tokens, 1000 * row.seconds) for row in latencies])
         growth = growth_of(found["memory"])
+        edges = [EdgeCase(**row) for row in found["edge_cases"]]
+        wanted = measured_items(latencies, slope, growth, found["memory"][-1][0], edges)
         items = {str(item["name"]): bool(item["passed"]) for item in found["items"]}
         said = (float(found["slope"]), float(found["growth"]))
-    except (KeyError, TypeError, ValueError):
+    except (ArithmeticError, LookupError, TypeError, ValueError):
         raise NotYet(f"{CHECKLIST} is not a checklist of `labkit edge-check`") from None
     if abs(slope - said[0]) > 1e-6 * max(1, abs(slope)) or abs(growth - said[1]) > 1e-6 * max(1, abs(growth)):
         raise Contradiction(f"{CHECKLIST}: slope and growth are not those of its measurements")
-    if items.get("memory growth") != (growth <= GROWTH_LIMIT) or found["passed"] != all(items.values()):
-        raise Contradiction(f"{CHECKLIST}: what it says of its items is not what was measured")
+    if odd := [item.name for item in wanted if items.get(item.name, item.passed) != item.passed]:
+        raise Contradiction(f"{CHECKLIST}: what it says of {', '.join(odd)} is not what was measured")
+    if missing := [item.name for item in wanted if item.name not in items]:
+        raise NotYet(f"{CHECKLIST} has no {', '.join(missing)}")
+    if found["passed"] != all(items.values()):
+        raise Contradiction(f"{CHECKLIST}: what it says of the whole is not what its items say")
     failed = [name for name, passed in items.items() if not passed]
     told = f"not held: {', '.join(failed)}" if failed else "all held"
     return f"{len(items)} items, {told}; {slope:.3f} ms a token of the prompt"

@@ -1,13 +1,17 @@
 """The overclaims that this course is about, each by its name: sentences that a pack may not contain.
 
-Facts are compared first (device columns, gate statuses, the contract). Sentences are then searched in the files that
-people write: a claim counts unless its own sentence denies it or makes it depend on something. A clever wording gets
-through, as it gets past a tired reader; what the files prove is said by the claims, never by a sentence.
+Facts are compared first (device columns, gate statuses, the contract). English and Japanese sentences are then searched
+for in the files that hold words: a claim counts unless its own sentence denies it or makes it depend on something. A
+clever wording gets through, as it gets past a tired reader; what the files prove is said by the claims, never by a
+sentence.
 """
 
+import ipaddress
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from labkit.adaptation.decision import NO_BASELINE
 from labkit.verification import adaptation_checks as adaptation
@@ -29,19 +33,31 @@ NO_SHUTDOWN = "rented GPU without shutdown proof"
 SAID_IN = (
     release.README,
     plan.ROUTE_PLAN,
-    decision.MODEL_DECISION,
-    decision.RUNBOOK,
-    release.CONTRACT,
+    "gpu_plan.md",
     "colab_notes.md",
+    service.FIRST_RUN,
+    decision.MODEL_DECISION,
+    decision.RUNTIME_DECISION,
+    decision.RUNBOOK,
+    decision.OPEN_ROUTE,
+    adaptation.DECISION,
+    release.CONTRACT,
+    release.GATES,
+    release.BENCHMARK,
+    release.DRILL,
 )
 _HONEST_KEYS = {"cannot prove", "fallback", "stop rule", "upgrade signal", "upgrade_signal", "not_proved"}
+_MODEL_SAID = {"prompt", "output", "first_message", "example"}  # the words of a case or of a model claim nothing
 _HONEST_SECTIONS = {"known limits", "rejected alternatives"}
-_END = re.compile(r"[.;:!?](?=\s|$)|\n\s*\n|\n(?=\s*[-*|#])")
+_END = re.compile(r"[.;:!?](?=\s|$)|。|\n\s*\n|\n(?=\s*[-*|#])")
+_UNSEEN = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+_EMPHASIS = re.compile(r"[*`~]+|(?<!\w)_+|_+(?!\w)")
 _DENIED = re.compile(
     r"\b(?:not|never|cannot|can't|isn't|doesn't|don't|won't|nothing|nobody|neither|nor|without|unless|until|before|when|if"
     r"|would|should|must|may|might|could|local number|local measurement)\b",
     re.I,
 )
+_DENIED_JA = re.compile("ない|ません|なかっ|ぬ|ず[、に]|未|不可|非|場合|[れけせてえねべめ]ば|たら|まで|べき|かもしれ")
 _NO = re.compile(r"\bno\b", re.I)
 _CLAIMS = {
     GPU_ON_CPU: r"\b(?:trained|training|train|run) on (?:an? |the )?(?:[\w-]{1,20} )?(?:gpu|cuda|h\d00|a100|t4|l4)\b"
@@ -58,7 +74,18 @@ _CLAIMS = {
     r"[^.;\n]{0,40}?\b(\d{1,4}(?:\.\d{1,3})?) ?B\b",
     NO_BASELINE: r"\b(?:is|was|were|been|we|i) (?:fine[- ]?tuned?|tuned)\b",
 }
+_COUNT = r"(?<![\d一二三四五六七八九十百千万億,.])[\d一二三四五六七八九十百][\d一二三四五六七八九十百千万億,.]{0,12} ?"
+_CLAIMS_JA = {
+    GPU_ON_CPU: "GPU ?(?:上)?で(?:の)?(?:学習|訓練)",
+    SPEED_ELSEWHERE: f"毎秒 ?{_COUNT}(?:トークン|リクエスト|件)|{_COUNT}(?:トークン|リクエスト) ?/ ?秒"
+    f"|同時に? ?{_COUNT}(?:人|ユーザー|接続)|{_COUNT}(?:人|ユーザー)(?:の|が|を)?同時",
+    STABLE: "安定した? ?(?:サービス|稼働|運用|API)|常時稼働|24時間|高可用",
+    PUBLIC: "本番(?:環境)?(?:対応|[での]?(?:利用|運用|公開|使用)が?(?:可能|でき))|公開が?(?:可能|でき|準備完了)",
+    BIG_QUALITY: r"(?<![\d.])(\d{1,4}(?:\.\d{1,3})?) ?B ?(?:の|モデル){0,2}(?:並み|相当|級|クラス|に匹敵|と同等)",
+    NO_BASELINE: "(?:ファインチューニング|微調整)(?:済み|した|しました|を行っ)",
+}
 _PATTERNS = {name: re.compile(pattern, re.I) for name, pattern in _CLAIMS.items()}
+_PATTERNS_JA = {name: re.compile(pattern, re.I) for name, pattern in _CLAIMS_JA.items()}
 
 
 @dataclass(frozen=True)
@@ -77,9 +104,19 @@ def said(pack: PackReader, overclaim: str, files: tuple[str, ...] = SAID_IN) -> 
     """Each sentence of `files` that makes the claim and does not deny it. Files that cannot be read are left out."""
     for name in files:
         for sentence in _sentences(pack, name):
-            for match in _PATTERNS[overclaim].finditer(sentence):
-                if not _DENIED.search(sentence) and not _NO.search(sentence[: match.start()]):
+            for match in _claims(overclaim, sentence):
+                if not (_denied(sentence) or _NO.search(sentence[: match.start()])):
                     yield Said(name, sentence, match)
+
+
+def _claims(overclaim: str, sentence: str) -> Iterator[re.Match]:
+    yield from _PATTERNS[overclaim].finditer(sentence)
+    if not sentence.isascii():
+        yield from _PATTERNS_JA[overclaim].finditer(sentence)
+
+
+def _denied(sentence: str) -> bool:
+    return bool(_DENIED.search(sentence) or _DENIED_JA.search(sentence))
 
 
 def _sentences(pack: PackReader, name: str) -> list[str]:
@@ -90,33 +127,41 @@ def _sentences(pack: PackReader, name: str) -> list[str]:
 
 def _read_sentences(pack: PackReader, name: str) -> list[str]:
     try:
-        texts = _strings(pack.json(name), "") if name.endswith(".json") else [_prose(pack.text(name))]
+        texts = _strings(pack.json(name), "") if name.endswith(".json") else [_prose(_plain(pack.text(name)))]
     except Exception:
         return []  # what cannot be read is its own rule's business
-    return [part.strip(" \t\n-*#|") for text in texts for part in _END.split(text) if part.strip()]
+    parts = (part for text in texts for part in _END.split(_plain(text)))
+    return [said for part in parts if (said := " ".join(_EMPHASIS.sub(" ", part).split()).strip("-#| "))]
+
+
+def _plain(text: str) -> str:
+    """The text as it is read: full-width letters as plain ones, and without characters that are not seen."""
+    return text if text.isascii() else _UNSEEN.sub("", unicodedata.normalize("NFKC", text))
 
 
 def _prose(text: str) -> str:
-    """A Markdown text without the parts whose business is what is not claimed: honest sections and fields, and the list
-    below a line such as `It cannot prove:`."""
-    kept, section, field, listed = [], False, False, False
+    """A Markdown text without the parts whose business is what is not claimed: honest sections and fields, the list
+    below a line such as `It cannot prove:`, and what a model was asked and said."""
+    kept, section, field, listed, quoted = [], False, False, False, False
     for line in text.splitlines():
         key = re.match(r"- ([A-Za-z][\w ]{0,30}):", line)
         if line.startswith("#"):
-            section, field, listed = line.strip("# ").lower() in _HONEST_SECTIONS, False, False
-        elif key or not line.strip():
-            field = bool(key) and key[1].lower() in _HONEST_KEYS
+            section, field, listed, quoted = line.strip("# ").lower() in _HONEST_SECTIONS, False, False, False
+        elif key:
+            field, quoted = key[1].lower() in _HONEST_KEYS, key[1].lower() in _MODEL_SAID
+        elif not line.strip():
+            field = False
         if line.rstrip().endswith(":"):
             listed = bool(_DENIED.search(line) or _NO.search(line))
         elif line.strip() and not line.lstrip().startswith(("-", "*")):
             listed = False
-        if not (section or field or listed):
+        if not (section or field or listed or quoted):
             kept.append(line)
     return "\n".join(kept)
 
 
 def _strings(value: object, key: str) -> list[str]:
-    if key in _HONEST_KEYS:
+    if key in _HONEST_KEYS | _MODEL_SAID:
         return []
     if isinstance(value, str):
         return [value]
@@ -164,9 +209,21 @@ def check_public(pack: PackReader) -> str:
     missing = [name for name, there in _operated(contract).items() if not there]
     if found and missing:
         raise Contradiction(f"{PUBLIC}: {found}, {release.CONTRACT} has no {', '.join(missing)}")
+    if "authorization" in missing and (host := _open_host(contract)):
+        raise Contradiction(f"{PUBLIC}: {release.CONTRACT} serves at {host} without authorization")
     return (
         "no file says that it is ready for the public" if not found else f"{found}, with auth, logging and monitoring"
     )
+
+
+def _open_host(contract: dict) -> str:
+    """The host of the endpoint where others than this machine can reach it; empty for the loopback, or for none."""
+    endpoint = contract.get("endpoint")
+    host = urlsplit(str(endpoint.get("base_url") or "")).hostname if isinstance(endpoint, dict) else None
+    try:
+        return "" if not host or ipaddress.ip_address(host).is_loopback else host
+    except ValueError:
+        return "" if host == "localhost" else str(host)
 
 
 def _operated(contract: dict) -> dict[str, bool]:
@@ -183,7 +240,7 @@ def _operated(contract: dict) -> dict[str, bool]:
 def check_quality(pack: PackReader) -> str:
     """The sizes that a sentence or the model's own name says, against the size of the model that was decided for."""
     fields = pack.fields(decision.MODEL_DECISION, ("Model", "Size"))
-    size = billions(fields["Size"])
+    size = decision.billions(fields["Size"])
     if size is None:
         raise NotYet(f"{decision.MODEL_DECISION} does not say how many parameters the model has")
     named = re.search(r"(?<![\d.])(\d{1,4}(?:\.\d{1,3})?) ?[Bb]\b", fields["Model"])
@@ -192,17 +249,9 @@ def check_quality(pack: PackReader) -> str:
             f"{BIG_QUALITY}: {decision.MODEL_DECISION} names {fields['Model'][:60]}, its size is {size:.3g} B"
         )
     for found in said(pack, BIG_QUALITY):
-        if float(found.match[1] or found.match[2]) > 1.5 * size:
+        if float(next(filter(None, found.match.groups()))) > 1.5 * size:
             raise Contradiction(f"{BIG_QUALITY}: {found}, the model has {size:.3g} B parameters")
     return f"{size:.3g} B parameters, and no file claims the quality of more"
-
-
-def billions(text: str) -> float | None:
-    """The parameters of a model in billions, from `4,459,264 parameters`, `5 M parameters` or `0.494 B`; else None."""
-    if found := re.search(r"(?<![\d.])(\d{1,6}(?:\.\d{1,6})?) ?([BM])\b", text):
-        return float(found[1]) / (1 if found[2] == "B" else 1e3)
-    found = re.search(r"(\d{1,3}(?:,\d{3}){1,4}|\d{4,13}) parameters", text)
-    return float(found[1].replace(",", "")) / 1e9 if found else None
 
 
 def check_fine_tuning(pack: PackReader) -> str:

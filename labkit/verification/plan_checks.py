@@ -54,12 +54,18 @@ def check_freeze(pack: PackReader) -> str:
 
 @per_pack
 def freeze_versions(pack: PackReader) -> dict[str, str]:
-    """Name (lower case, hyphens) to version. Raises NotYet for a line that is not `name==version`."""
+    """Name (lower case, hyphens) to version. Raises NotYet for a line that is not `name==version`, Contradiction for a
+    name with two versions."""
     lines = [line.strip() for line in pack.text(FREEZE).splitlines() if line.strip()]
     matches = [_PINNED.match(line) for line in lines]
     if not all(matches):
         raise NotYet(f"{FREEZE} has a line that is not name==version: {lines[matches.index(None)][:60]!r}")
-    return {normalised(match[1]): match[2] for match in matches}
+    found: dict[str, str] = {}
+    for match in matches:
+        name, version = normalised(match[1]), match[2]
+        if found.setdefault(name, version) != version:
+            raise Contradiction(f"{FREEZE} pins {name} twice: {found[name]} and {version}")
+    return found
 
 
 def normalised(name: str) -> str:

@@ -52,7 +52,11 @@ def check_contract(pack: PackReader) -> str:
 
 
 def check_gates(pack: PackReader) -> str:
+    """Every gate is filled, and one that passes names its evidence in the pack."""
     rows = gate_rows(pack)
+    if missing := [row for row in rows if row["status"] == "pass" and row["evidence"] not in pack.entries]:
+        gate, evidence = missing[0]["gate"][:40], missing[0]["evidence"][:40]
+        raise NotYet(f"{GATES} passes {gate} on the evidence of {evidence}, which is no file of the pack")
     by_status = {status: sum(row["status"] == status for row in rows) for status in GATE_STATUSES}
     return f"{len(rows)} gates: " + ", ".join(f"{count} {status}" for status, count in by_status.items())
 
@@ -217,6 +221,10 @@ def _check_level(level: dict, all_rows: list[dict]) -> str:
     seconds, speed = (number(level.get(key), f"{key} in {where}") for key in ("seconds", "tokens_per_second"))
     if abs(speed * seconds - tokens) > 0.01 * tokens + 0.001 * speed:
         raise Contradiction(f"{where} claims {speed:g} tokens per second: {tokens:g} tokens in {seconds:g} s are not")
+    waited = sum(number(row.get("latency_ms"), f"latency_ms in {where}") for row in rows) / 1000
+    if waited > level["concurrency"] * (1.01 * seconds + 0.01):
+        clients = f"{level['concurrency']} clients"
+        raise Contradiction(f"{where} lasted {seconds:g} s; its rows waited {waited:.3g} s, too long for {clients}")
     for name in ("", "ttft_", "tpot_"):
         _check_percentiles(level, name, [row.get(f"{name or 'latency_'}ms") for row in rows], where)
     return f"{level['concurrency']} at a time: p50 {level['p50_ms']:g} ms, p95 {level['p95_ms']:g} ms, {len(rows)} rows"

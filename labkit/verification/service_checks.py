@@ -3,6 +3,7 @@
 from collections import defaultdict
 from datetime import datetime
 
+from labkit.evaluation.checks import JSON_FORM
 from labkit.evaluation.compare import wilson_interval
 from labkit.verification.reading import PackReader, number, per_pack, require_filled, require_keys
 from labkit.verification.verdicts import Contradiction, NotYet
@@ -14,6 +15,7 @@ RESULTS = "eval_results.csv"
 SUMMARY = "eval_summary.json"
 RISKS = ("format", "grounding", "safety", "performance", "regression")
 MINIMUM_CASES = 5
+LATENCY_DIGITS = 1e-4  # seconds by which a row's latency, which is rounded, may differ from what was added up
 RATE_DIGITS = 1e-3  # to which the ends of an interval must agree: the summary rounds them
 
 _FIRST_RUN_KEYS = (
@@ -193,13 +195,25 @@ def check_summary(pack: PackReader) -> str:
 
 
 def _check_tokens(summary: dict, rows: list[dict[str, str]]) -> None:
-    """The tokens of the speed that the summary states, where it states one, are those of its rows."""
+    """The speed that the summary states, where it states one, is that of its rows."""
     speed = summary.get("speed")
-    stated = speed.get("all") if isinstance(speed, dict) else None
-    if isinstance(stated, dict):
-        said = number(stated.get("completion_tokens"), f"speed in {SUMMARY}")
-        if said != (found := sum(float(row["completion_tokens"]) for row in rows)):
-            raise Contradiction(f"{SUMMARY} says {said:g} tokens, {RESULTS} has {found:g}")
+    for name, of in (("all", rows), ("forms", [row for row in rows if JSON_FORM in row["check"]])):
+        if isinstance(speed, dict) and isinstance(stated := speed.get(name), dict):
+            _check_speed(stated, of, f"speed of {name} in {SUMMARY}")
+
+
+def _check_speed(stated: dict, rows: list[dict[str, str]], where: str) -> None:
+    """Tokens, the seconds of the answers and their ratio. A case without an answer has no token, and does not count."""
+    said = number(stated.get("completion_tokens"), where)
+    if said != (found := sum(float(row["completion_tokens"]) for row in rows)):
+        raise Contradiction(f"{where} says {said:g} tokens, {RESULTS} has {found:g}")
+    if not said:
+        return
+    seconds, rate = (number(stated.get(key), f"{key}, {where}") for key in ("seconds", "tokens_per_second"))
+    least = sum(float(row["latency_ms"]) for row in rows if float(row["completion_tokens"])) / 1000
+    if seconds < least - LATENCY_DIGITS * len(rows) or abs(rate * seconds - said) > 0.1 * seconds + 0.001 * rate:
+        shown = f"{RESULTS} has {said:g} tokens in at least {least:.3g} s"
+        raise Contradiction(f"{where} says {rate:g} tokens per second in {seconds:g} s, {shown}")
 
 
 def _check_failures(summary: dict, rows: list[dict[str, str]]) -> None:

@@ -46,16 +46,16 @@ def _moments(pack: PackReader) -> Iterator[tuple[str, str, datetime]]:
         for drill in pack.json(release.DRILL)["drills"]:
             what = f"the drill {str(drill.get('name'))[:40]}"
             yield release.DRILL, what, service.moment(drill.get("time", ""), f"time of {what}")
-    if pack.exists(release.SHUTDOWN):
-        for what, found in zip(("a start", "a stop"), _uptime(pack), strict=True):
-            yield release.SHUTDOWN, what, found
+    for name in (release.SHUTDOWN, release.GUARD):
+        if pack.exists(name):
+            yield from (
+                (name, what, found) for what, found in zip(("a start", "a stop"), _uptime(pack, name), strict=True)
+            )
 
 
-def _uptime(pack: PackReader) -> tuple[datetime, datetime]:
-    proof = pack.json(release.SHUTDOWN)
-    started, stopped = (
-        service.moment(proof.get(key, ""), f"{key} in {release.SHUTDOWN}") for key in ("started", "stopped")
-    )
+def _uptime(pack: PackReader, name: str = release.SHUTDOWN) -> tuple[datetime, datetime]:
+    proof = pack.json(name)
+    started, stopped = (service.moment(proof.get(key, ""), f"{key} in {name}") for key in ("started", "stopped"))
     return started, stopped
 
 
@@ -106,14 +106,21 @@ def check_price(pack: PackReader) -> str:
     price, budget = (_dollars(form[key], key) for key in ("Hourly price", "Budget"))
     proof = pack.json(release.SHUTDOWN)
     paid, cost = (number(proof.get(key), f"{key} in {release.SHUTDOWN}") for key in ("hourly_usd", "cost_usd"))
-    if abs(paid - price) > 0.005:
-        raise Contradiction(f"{GPU_PLAN} says ${price:.2f} an hour, {release.SHUTDOWN} says ${paid:.2f}")
+    for name, said in {release.SHUTDOWN: paid, **_guarded_price(pack)}.items():
+        if abs(said - price) > 0.005:
+            raise Contradiction(f"{GPU_PLAN} says ${price:.2f} an hour, {name} says ${said:.2f}")
     if cost > budget:
         raise NotYet(f"it cost ${cost:.2f}, and {GPU_PLAN} allows ${budget:.2f}")
     planned, stopped = service.moment(form["Stop time"], f"Stop time in {GPU_PLAN}"), _uptime(pack)[1]
     if stopped > planned:
         raise NotYet(f"stopped at {stopped.isoformat()}, and {GPU_PLAN} says {planned.isoformat()}")
     return f"${cost:.2f} of ${budget:.2f}, stopped before {planned.isoformat()}"
+
+
+def _guarded_price(pack: PackReader) -> dict[str, float]:
+    if not pack.exists(release.GUARD):
+        return {}
+    return {release.GUARD: number(pack.json(release.GUARD).get("hourly_usd"), f"hourly_usd in {release.GUARD}")}
 
 
 def _dollars(text: str, key: str) -> float:

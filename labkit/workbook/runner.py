@@ -21,6 +21,7 @@ from labkit.workbook.packs import open_pack, required_lessons
 from labkit.workbook.progress import Listener, Progress
 
 COPIES = "notebooks"  # the folder in the pack that keeps the executed copies
+START_SECONDS = 180  # in which a notebook's Python process must answer; a busy machine takes one minute
 UNFINISHED = ".run.json"  # in the pack while a run of all lessons is under way; hidden, so it is no evidence
 
 
@@ -128,6 +129,7 @@ def _execute(entry: Lesson, source: Path, draft: Path, parameters: dict, pack: P
                 parameters=parameters,
                 kernel_name="python3",
                 kernel_manager_class=ThisInterpreter,
+                start_timeout=START_SECONDS,
                 cwd=str(NOTEBOOKS),
                 progress_bar=False,
                 stdout_file=watcher,
@@ -152,6 +154,12 @@ def _execute(entry: Lesson, source: Path, draft: Path, parameters: dict, pack: P
             "the notebook's Python process ended, most often because memory ran out",
             f"close other programs, then run `labkit run --route {pack.route} --lesson {entry.number}`",
             where=f"{entry.file}, code cell {watcher.code_cell(watcher.source)}",
+        ) from None
+    except RuntimeError as error:  # jupyter_client has no class of its own for a kernel that never answers
+        raise LabError(
+            f"the notebook's Python process did not come up: {error}",
+            f"close other programs, then run `labkit run --route {pack.route} --lesson {entry.number}`",
+            where=entry.file,
         ) from None
 
 

@@ -55,9 +55,9 @@ def where_you_stopped(pack: Pack) -> str:
         return "Continue where you stopped: every file is written; 13_0_checklist.ipynb reads the whole pack."
     number = open_rules[0].lessons[0]
     notebook = next(entry.file for entry in LESSONS if entry.number == number)
-    if len(open_rules) == len(rules):
+    if not any(pack.path(name).is_file() for name in written):
         return f"Continue where you stopped: nothing is written yet, so begin with {notebook}."
-    done = f"{len(rules) - len(open_rules)} of {len(rules)} artifacts are written"
+    done = f"{len(rules) - len(open_rules)} of {len(rules)} required artifacts are written"
     return f"Continue where you stopped: {notebook}, {open_rules[0].name} comes next; {done}."
 
 
