@@ -120,7 +120,7 @@ def test_editing_the_device_is_a_named_contradiction(finished, tmp_path):
         [LABKIT, "verify", str(edited)], capture_output=True, text=True, env={**os.environ, "COLUMNS": "300"}
     )
     assert done.returncode == 2
-    assert "training_log.csv says cuda, environment_report.json says cpu" in done.stdout
+    assert "training_log.csv says cuda, environment_report.json and 1 more say cpu" in done.stdout
 
 
 def test_lesson_13_1_is_supported(finished):

@@ -169,7 +169,7 @@ def _route_card(name: str, project: Project, chosen: Checkpoint, quant: str) -> 
     elif name == "free_colab" and project.privacy != "public":
         reason = f"only with invented or public text, because the project's data is {project.privacy}"
     else:
-        reason = f"not the project's route; it would be taken to: {route.goal.rstrip('.')}"
+        reason = f"not the project's route, which would be taken to {route.goal[0].lower()}{route.goal[1:].rstrip('.')}"
     proves = "; ".join(route.proves)
     return {"model": model, "runtime": runtime, "reason": reason, "proves": proves, "fallback": route.fallback}
 
