@@ -148,7 +148,9 @@ def test_eval_names_a_bad_cell_and_refuses_two_targets(tmp_path, capsys):
     )
     assert "cases.csv, row 2, column risk" in refusal(capsys, "eval", "--cases", cases, "--out", tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    assert "both given" in refusal(capsys, "eval", "--model", "mini-instruct", "--base-url", "http://127.0.0.1:9")
+    assert "--model cannot be given together with --base-url" in refusal(
+        capsys, "eval", "--model", "mini-instruct", "--base-url", "http://127.0.0.1:9"
+    )
 
 
 def test_compare_wants_two_runs_that_are_there(tmp_path, capsys):
