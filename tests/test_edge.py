@@ -34,7 +34,8 @@ def lesson_pack(tmp_path_factory):
         patched.setattr(foundry_local, "foundry_installed", lambda: False)
         llama_library.cache_clear()
         task = lesson.EdgeTask(cases=CASES, limit=1.0)
-        for kind, precision in lesson.EXPORTS:
+        lesson.recast(pack, task)
+        for kind, precision in (("onnx", "int4"), ("gguf", "Q4_K_M")):
             lesson.convert(pack, task, kind, precision)
         lesson.configure(pack, task, "mini-int4")
         foundry = lesson.try_foundry(pack, task, "mini-int4")
@@ -106,6 +107,7 @@ def test_the_verifier_supports_what_the_lesson_left(lesson_pack):
         ("edge_report.json", lambda r: r["decision"].update(choice="gguf Q4_K_M"), "its own exports say onnx int4"),
         ("edge_report.json", lambda r: r["exports"][0]["check"].update(flagged=True), "answers differ, it says"),
         ("edge_report.json", lambda r: r["exports"][0]["check"].update(broken=["x"]), "answers below edge/ differ"),
+        ("edge_report.json", lambda r: r["formats"]["bfloat16"].update(fixed=["x"]), "differ for bfloat16"),
         ("quality_checklist.json", lambda c: c.update(slope=0.0), "not those of its measurements"),
         ("quality_checklist.json", lambda c: c.update(passed=not c["passed"]), "not what its items say"),
     ],
