@@ -64,12 +64,12 @@ def test_without_the_extras_the_lesson_says_not_run_and_goes_on(lesson_pack):
     pack, task, foundry = lesson_pack
     assert foundry == {"not_run": "the Foundry Local SDK is not installed"}
     rows = lesson.difference_table(task)
-    assert [row["export"] for row in rows] == ["onnx int4", "gguf Q4_K_M"]
+    assert [row["format"] for row in rows] == ["source in bfloat16", "onnx int4", "gguf Q4_K_M"]
     assert "by labkit export onnx data/models/mini-instruct --precision int4" in lesson.card_text(
         task.exports["onnx int4"]
     )
     assert lesson.card_text(task.exports["gguf Q4_K_M"]) == "not run: llama-cpp-python is not installed"
-    assert rows[1]["answers that differ"] == "not run: llama-cpp-python is not installed"
+    assert rows[2]["answers that differ"] == "not run: llama-cpp-python is not installed"
     report = json.loads(pack.path("edge_report.json").read_text())
     assert report["decision"]["choice"] == "onnx int4"
     assert report["foundry"] == foundry
@@ -166,6 +166,13 @@ def test_a_leak_and_a_defect_are_seen(tiny_model, monkeypatch):
         checklist.edge_cases(tiny_model)
     with pytest.raises(LabError, match="show no trend"):
         run_checklist(tiny_model, [], [], generations=10)
+
+
+def test_an_input_that_is_too_long_is_refused_without_the_tokenizers_own_warning(tiny_model, caplog):
+    tiny_model.tokenizer.deprecation_warnings.clear()  # it warns once
+    with pytest.raises(LabError, match="the model's context holds"):
+        tiny_model.chat([{"role": "user", "content": "refund " * 5000}])
+    assert caplog.records == []
 
 
 def test_a_slope_is_that_of_the_least_squares():

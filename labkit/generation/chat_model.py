@@ -85,8 +85,8 @@ class ChatModel:
         )
 
     def text_ids(self, text: str) -> list[int]:
-        """The token ids of `text` as it is, no special token added."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """The token ids of `text` as it is, no special token added, of any length: `answer` refuses one too long."""
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def prompt_of(self, text: str) -> list[int]:
         """The token ids of a raw prompt, with the beginning-of-text token where the model was trained with one."""
@@ -286,7 +286,7 @@ def told_as_lab_error(name: str) -> Iterator[None]:
 
 def local_source(model: str) -> Path | None:
     """The folder or GGUF file that `model` means, or None for a hub id. A path that is not there is an error, never a
-    hub id. A folder that holds nothing to load but one GGUF file, as `labkit export gguf` leaves it, means that file."""
+    hub id. A folder with nothing to load but one GGUF file, as `labkit export gguf` leaves it, means that file."""
     if model == EMBEDDED:
         return MODELS / EMBEDDED
     path = Path(model).expanduser()
