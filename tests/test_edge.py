@@ -83,8 +83,8 @@ def test_where_nothing_can_be_exported_every_step_says_so(tmp_path, monkeypatch)
     llama_library.cache_clear()
     pack, task = Pack(tmp_path, "local_cpu"), lesson.EdgeTask(cases=CASES[:1])
     rows = [lesson.convert(pack, task, kind, precision) for kind, precision in lesson.EXPORTS]
-    assert rows[0]["not_run"] == "the ONNX model builder is not installed here"
-    assert rows[1]["not_run"].endswith(("llama-cpp-python is not installed", "tell how llama.cpp splits texts"))
+    assert {row["not_run"] for row in rows[:2]} == {"the ONNX model builder is not installed here"}
+    assert rows[-1]["not_run"].endswith(("llama-cpp-python is not installed", "tell how llama.cpp splits texts"))
     assert lesson.configure(pack, task, "mini-int4") == {"not_run": "no ONNX export was made here"}
     assert lesson.try_foundry(pack, task, "mini-int4") == {"not_run": "no ONNX export was made here"}
     assert lesson.check_quality(pack, task) is None

@@ -24,7 +24,7 @@ from labkit.generation import EMBEDDED, ChatModel, load_chat_model
 
 LESSON = "13.7"
 REPORT, CHECKLIST, RUNS = "edge_report.json", "quality_checklist.json", "edge"
-EXPORTS = (("onnx", "int8"), ("onnx", "int4"), ("gguf", "Q8_0"), ("gguf", "Q4_K_M"))
+EXPORTS = (("onnx", "int4"), ("onnx", "int8"), ("gguf", "Q4_K_M"), ("gguf", "Q8_0"))
 HALF = "bfloat16"
 Event = Callable[[str], None]
 
