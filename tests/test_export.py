@@ -146,7 +146,7 @@ def test_a_changed_file_and_a_folder_without_a_card_are_told(exported, tmp_path)
         (["onnx", "--out", "there/new"], "nothing can be written into the folder new"),
         (["onnx", "--adapter", "absent", "--out", "new"], "is no adapter"),
         (["onnx", "--tool", "olive", "--precision", "INT8", "--out", "new"], "is not asked for int8 here"),
-        (["gguf", "--quant", "F16", "--cases", "absent.csv", "--out", "new"], "absent.csv is missing"),
+        (["gguf", "--quant", "F16", "--cases", "absent.csv", "--out", "new"], "absent.csv"),
         (["foundry", "absent", "--out", "new"], "is no ONNX export"),
     ],
 )
