@@ -14,13 +14,15 @@ from labkit.edge.fidelity import answers
 from labkit.edge.foundry_local import foundry_installed, loaded_in_foundry
 from labkit.edge.measures import GROWTH_LIMIT, growth_of, slope_of
 from labkit.errors import LabError
-from labkit.evaluation.cases import load_cases
+from labkit.evaluation.cases import EVAL_CASES, load_cases
 from labkit.evidence import Pack
 from labkit.export.llama_library import llama_library
 from labkit.generation import Sampling
-from labkit.verification import Verdict, verify
+from labkit.verification import Verdict, edge_checks, verify
+from labkit.verification.reading import PackReader
 
 CASES = [case for risk in ("format", "grounding") for case in load_cases() if case.risk == risk][:9:4]
+CASES += [case for case in load_cases() if case.case_id == "latency_01"]
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,21 @@ def test_the_verifier_supports_what_the_lesson_left(lesson_pack):
     assert "not run: gguf Q4_K_M" in found(folder, "edge_report.json").detail
 
 
+def unchanged(report):
+    """The check of a run that is the source's."""
+    check = report["formats"]["bfloat16"]
+    same = {"answers_differ": [], "share": 0.0, "flagged": False, "broken": [], "fixed": []}
+    return {**check, **same, "passed": check["source_passed"]}
+
+
+def test_verdicts_without_limits_of_time_are_judged_again_too(copied):
+    timed = [case for case in CASES if "latency_ms" in case.check]
+    assert timed
+    shutil.copy(EVAL_CASES, copied.path("eval_cases.csv"))
+    copied.record("eval_cases.csv", "13.2")
+    assert edge_checks._require_verdicts(PackReader(copied.folder), "source") == len(CASES)
+
+
 @pytest.mark.parametrize(
     ("name", "alter", "said"),
     [
@@ -108,6 +125,11 @@ def test_the_verifier_supports_what_the_lesson_left(lesson_pack):
         ("edge_report.json", lambda r: r["exports"][0]["check"].update(flagged=True), "answers differ, it says"),
         ("edge_report.json", lambda r: r["exports"][0]["check"].update(broken=["x"]), "answers below edge/ differ"),
         ("edge_report.json", lambda r: r["formats"]["bfloat16"].update(fixed=["x"]), "differ for bfloat16"),
+        (
+            "edge_report.json",
+            lambda r: r["formats"].update(source=unchanged(r)),
+            "not answered by the source in source",
+        ),
         ("quality_checklist.json", lambda c: c.update(slope=0.0), "not those of its measurements"),
         ("quality_checklist.json", lambda c: c.update(passed=not c["passed"]), "not what its items say"),
     ],

@@ -107,8 +107,8 @@ def _check_answers(pack: PackReader, name: str, check: object) -> tuple[Run, Run
 def _require_verdicts(pack: PackReader, run: str) -> int:
     """The cases were asked without their limits of time; in packs of before with them."""
     cases = service.case_rows(pack) if pack.exists(service.CASES) else []
-    cases += [{**case, "check": untimed(case["check"])} for case in cases]
-    return answers.require_verdicts(pack, _answers(run), pack.rows(_answers(run), answers.COLUMNS), cases)
+    asked = [*cases, *({**case, "check": untimed(case["check"])} for case in cases)]
+    return answers.require_verdicts(pack, _answers(run), pack.rows(_answers(run), answers.COLUMNS), asked)
 
 
 def _answers(run: str) -> str:
