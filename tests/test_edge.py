@@ -14,13 +14,15 @@ from labkit.edge.fidelity import answers
 from labkit.edge.foundry_local import foundry_installed, loaded_in_foundry
 from labkit.edge.measures import GROWTH_LIMIT, growth_of, slope_of
 from labkit.errors import LabError
-from labkit.evaluation.cases import load_cases
+from labkit.evaluation.cases import EVAL_CASES, load_cases
 from labkit.evidence import Pack
 from labkit.export.llama_library import llama_library
 from labkit.generation import Sampling
-from labkit.verification import Verdict, verify
+from labkit.verification import Verdict, edge_checks, verify
+from labkit.verification.reading import PackReader
 
 CASES = [case for risk in ("format", "grounding") for case in load_cases() if case.risk == risk][:9:4]
+CASES += [case for case in load_cases() if case.case_id == "latency_01"]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,8 @@ def lesson_pack(tmp_path_factory):
         patched.setattr(foundry_local, "foundry_installed", lambda: False)
         llama_library.cache_clear()
         task = lesson.EdgeTask(cases=CASES, limit=1.0)
-        for kind, precision in lesson.EXPORTS:
+        lesson.recast(pack, task)
+        for kind, precision in (("onnx", "int4"), ("gguf", "Q4_K_M")):
             lesson.convert(pack, task, kind, precision)
         lesson.configure(pack, task, "mini-int4")
         foundry = lesson.try_foundry(pack, task, "mini-int4")
@@ -63,12 +66,12 @@ def test_without_the_extras_the_lesson_says_not_run_and_goes_on(lesson_pack):
     pack, task, foundry = lesson_pack
     assert foundry == {"not_run": "the Foundry Local SDK is not installed"}
     rows = lesson.difference_table(task)
-    assert [row["export"] for row in rows] == ["onnx int4", "gguf Q4_K_M"]
+    assert [row["format"] for row in rows] == ["source in bfloat16", "onnx int4", "gguf Q4_K_M"]
     assert "by labkit export onnx data/models/mini-instruct --precision int4" in lesson.card_text(
         task.exports["onnx int4"]
     )
     assert lesson.card_text(task.exports["gguf Q4_K_M"]) == "not run: llama-cpp-python is not installed"
-    assert rows[1]["answers that differ"] == "not run: llama-cpp-python is not installed"
+    assert rows[2]["answers that differ"] == "not run: llama-cpp-python is not installed"
     report = json.loads(pack.path("edge_report.json").read_text())
     assert report["decision"]["choice"] == "onnx int4"
     assert report["foundry"] == foundry
@@ -82,8 +85,8 @@ def test_where_nothing_can_be_exported_every_step_says_so(tmp_path, monkeypatch)
     llama_library.cache_clear()
     pack, task = Pack(tmp_path, "local_cpu"), lesson.EdgeTask(cases=CASES[:1])
     rows = [lesson.convert(pack, task, kind, precision) for kind, precision in lesson.EXPORTS]
-    assert rows[0]["not_run"] == "the ONNX model builder is not installed here"
-    assert rows[1]["not_run"].endswith(("llama-cpp-python is not installed", "tell how llama.cpp splits texts"))
+    assert {row["not_run"] for row in rows[:2]} == {"the ONNX model builder is not installed here"}
+    assert rows[-1]["not_run"].endswith(("llama-cpp-python is not installed", "tell how llama.cpp splits texts"))
     assert lesson.configure(pack, task, "mini-int4") == {"not_run": "no ONNX export was made here"}
     assert lesson.try_foundry(pack, task, "mini-int4") == {"not_run": "no ONNX export was made here"}
     assert lesson.check_quality(pack, task) is None
@@ -100,12 +103,33 @@ def test_the_verifier_supports_what_the_lesson_left(lesson_pack):
     assert "not run: gguf Q4_K_M" in found(folder, "edge_report.json").detail
 
 
+def unchanged(report):
+    """The check of a run that is the source's."""
+    check = report["formats"]["bfloat16"]
+    same = {"answers_differ": [], "share": 0.0, "flagged": False, "broken": [], "fixed": []}
+    return {**check, **same, "passed": check["source_passed"]}
+
+
+def test_verdicts_without_limits_of_time_are_judged_again_too(copied):
+    timed = [case for case in CASES if "latency_ms" in case.check]
+    assert timed
+    shutil.copy(EVAL_CASES, copied.path("eval_cases.csv"))
+    copied.record("eval_cases.csv", "13.2")
+    assert edge_checks._require_verdicts(PackReader(copied.folder), "source") == len(CASES)
+
+
 @pytest.mark.parametrize(
     ("name", "alter", "said"),
     [
         ("edge_report.json", lambda r: r["decision"].update(choice="gguf Q4_K_M"), "its own exports say onnx int4"),
         ("edge_report.json", lambda r: r["exports"][0]["check"].update(flagged=True), "answers differ, it says"),
         ("edge_report.json", lambda r: r["exports"][0]["check"].update(broken=["x"]), "answers below edge/ differ"),
+        ("edge_report.json", lambda r: r["formats"]["bfloat16"].update(fixed=["x"]), "differ for bfloat16"),
+        (
+            "edge_report.json",
+            lambda r: r["formats"].update(source=unchanged(r)),
+            "not answered by the source in source",
+        ),
         ("quality_checklist.json", lambda c: c.update(slope=0.0), "not those of its measurements"),
         ("quality_checklist.json", lambda c: c.update(passed=not c["passed"]), "not what its items say"),
     ],
@@ -164,6 +188,13 @@ def test_a_leak_and_a_defect_are_seen(tiny_model, monkeypatch):
         checklist.edge_cases(tiny_model)
     with pytest.raises(LabError, match="show no trend"):
         run_checklist(tiny_model, [], [], generations=10)
+
+
+def test_an_input_that_is_too_long_is_refused_without_the_tokenizers_own_warning(tiny_model, caplog):
+    tiny_model.tokenizer.deprecation_warnings.clear()  # it warns once
+    with pytest.raises(LabError, match="the model's context holds"):
+        tiny_model.chat([{"role": "user", "content": "refund " * 5000}])
+    assert caplog.records == []
 
 
 def test_a_slope_is_that_of_the_least_squares():

@@ -9,7 +9,7 @@ from tiny_server import SMALL, live
 
 from labkit.errors import LabError
 from labkit.evaluation.cases import COLUMNS, RISKS, load_cases
-from labkit.evaluation.checks import CHECKS, Answer, judge, parse_checks
+from labkit.evaluation.checks import CHECKS, Answer, judge, parse_checks, untimed
 from labkit.evaluation.levers import plainly
 from labkit.evaluation.records import (
     cases_with_review,
@@ -94,6 +94,11 @@ def test_check(check, expected, good, bad):
 def test_latency_is_compared_in_milliseconds():
     assert verdict("latency_ms<800", "x", latency=799).passed
     assert not verdict("latency_ms<800", "x", latency=801).passed
+
+
+def test_without_limits_of_time_the_words_are_judged_alone():
+    assert untimed("contains_all; max_words:25 ;latency_ms<3000") == "contains_all;max_words:25"
+    assert untimed("latency_ms<3000") == "min_words:1"
 
 
 @pytest.mark.parametrize("name", sorted(CHECKS))

@@ -1,6 +1,7 @@
 """Conversions: their cards, the check against their source, Olive's routes, and the strings of prompt templates."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,13 +14,13 @@ from typer.testing import CliRunner
 from labkit.cli.app import app
 from labkit.edge import convert
 from labkit.edge.decision import decide_export
-from labkit.edge.fidelity import compare_answers
+from labkit.edge.fidelity import answers_of, compare_answers
 from labkit.errors import LabError
 from labkit.evaluation.cases import EVAL_CASES, load_cases
 from labkit.evaluation.checks import Verdict
 from labkit.evaluation.levers import plainly
 from labkit.evaluation.runner import Result
-from labkit.evaluation.targets import Reply
+from labkit.evaluation.targets import Reply, Target
 from labkit.export import olive
 from labkit.export.card import CARD, changed_files, read_export_card
 from labkit.export.foundry import commands, inference_model, lay_out
@@ -27,6 +28,7 @@ from labkit.export.inference_model import INFERENCE_MODEL, check_inference_model
 from labkit.export.onnx_folder import graph_facts, is_onnx_export
 from labkit.export.prompt_template import PROBES, derive_template
 from labkit.generation import Sampling, load_chat_model
+from labkit.generation.chat_model import local_source
 
 HELLO = [{"role": "user", "content": "hello there"}]
 
@@ -140,7 +142,11 @@ def test_a_changed_file_and_a_folder_without_a_card_are_told(exported, tmp_path)
         (["onnx", "--limit", "20", "--out", "new"], "no share of the cases"),
         (["gguf", "--quant", "Q9", "--out", "new"], "no quantization 'Q9'"),
         (["gguf", "--quant", "F16", "--out", "."], "is not empty"),
+        (["gguf", "--quant", "F16", "--out", "there/new"], "nothing can be written into the folder new"),
+        (["onnx", "--out", "there/new"], "nothing can be written into the folder new"),
         (["onnx", "--adapter", "absent", "--out", "new"], "is no adapter"),
+        (["onnx", "--tool", "olive", "--precision", "INT8", "--out", "new"], "is not asked for int8 here"),
+        (["gguf", "--quant", "F16", "--cases", "absent.csv", "--out", "new"], "absent.csv"),
         (["foundry", "absent", "--out", "new"], "is no ONNX export"),
     ],
 )
@@ -153,7 +159,63 @@ def test_bad_input_is_an_error_with_its_reason(arguments, message, tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "broken holds no tokenizer"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "broken holds no weights"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 4000), "broken could not be read: Error while"),
+    ],
+)
+def test_a_broken_checkpoint_is_told_and_leaves_no_folder(spoil, message, even_folder, tmp_path):
+    spoil(shutil.copytree(even_folder, tmp_path / "broken"))
+    run = ["export", "gguf", str(tmp_path / "broken"), "--quant", "F16", "--out", str(tmp_path / "new")]
+    done = CliRunner().invoke(app, run)
+    assert isinstance(done.exception, LabError)
+    assert message in done.exception.what
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_folder_of_a_gguf_export_is_a_model_as_an_onnx_one_is(even_folder, tmp_path):
+    with convert.source_of(str(even_folder)) as source:
+        convert.export_gguf(source, tmp_path / "half", "f16")
+    file = tmp_path / "half" / "even-F16.gguf"
+    assert local_source(str(tmp_path / "half")) == convert.artifact_of(tmp_path / "half") == file
+    with (
+        pytest.raises(LabError, match=r"even-F16\.gguf is an export already"),
+        convert.source_of(str(tmp_path / "half")),
+    ):
+        pass
+    shutil.copy(file, tmp_path / "half" / "other.gguf")
+    with pytest.raises(LabError, match=r"half holds 2 GGUF files: even-F16\.gguf, other\.gguf"):
+        load_chat_model(str(tmp_path / "half"))
+
+
+def test_a_damaged_export_is_told_with_its_remedy(exported, tmp_path, capfd):
+    folder = shutil.copytree(exported[0] / "int4", tmp_path / "damaged")
+    (folder / "model.onnx.data").write_bytes(b"x")
+    with pytest.raises(LabError, match=r"cannot load model\.onnx: 1 : FAIL") as caught:
+        load_chat_model(str(folder))
+    assert "make the export again" in caught.value.next_step
+    assert capfd.readouterr().err == ""
+
+
 # The check against the source
+
+
+def test_a_machine_that_is_slow_for_a_moment_breaks_no_case():
+    """Two runs of one model, the second within none of the cases' limits of time."""
+    timed = [case for case in load_cases() if "latency_ms<" in case.check]
+
+    def run(latency):
+        reply = Reply("The refund is paid within 5 working days. [POL-01]", latency, 1, 1)
+        return answers_of(Target("m", "r", "cpu", "float32", lambda asked, sampling: reply), timed)
+
+    fast, slow = run(1.0), run(60_000.0)
+    found = compare_answers(fast, slow)
+    assert (found.broken, found.fixed, found.differing) == ((), (), ())
+    assert 0 < found.passed < len(timed)
+    assert not [result for result in slow if "latency" in result.case.check]
 
 
 def answered(texts, passed=None):
@@ -200,14 +262,14 @@ def test_a_flagged_export_ends_the_command_with_1_and_its_card_says_so(exported,
 
 def test_the_smallest_export_that_kept_its_answers_is_chosen():
     def card(kind, size, flagged=False, **more):
-        check = {"flagged": flagged, "share": 0.3, "limit": 0.2, "answers_differ": ["x"], "cases": 10}
+        check = {"flagged": flagged, "share": 0.3, "limit": 0.2, "answers_differ": ["x"], "cases": 10, "broken": []}
         return {"kind": kind, "precision": "int4", "files": {"f": {"bytes": size}}, "check": check} | more
 
     exports = [card("onnx", 5_000_000), card("gguf", 3_000_000, flagged=True)]
     exports += [{"kind": "gguf", "precision": "F16", "not_run": "no llama.cpp"}, card("other", 1, check=None)]
     found = decide_export(exports)
     assert found.choice == "onnx int4"
-    assert found.reason == "the smallest that is not flagged: 5.0 MB, 1 of 10 answers differ"
+    assert found.reason == "the smallest that is not flagged: 5.0 MB, 1 of 10 answers differ, 0 broken"
     assert found.refused == {
         "gguf int4": "flagged: 30% of its answers differ, 20% are allowed",
         "gguf F16": "not run: no llama.cpp",
@@ -418,6 +480,12 @@ def test_an_export_is_laid_out_for_foundry_local(exported, tmp_path):
     assert graph_facts(folder).dtype == "int4"
     with pytest.raises(LabError, match="me/mini-int4 is there already"):
         lay_out(export, tmp_path, made, "me")
+    for publisher in ("../up", "", "a/b"):
+        with pytest.raises(LabError, match="no name for a publisher's folder"):
+            lay_out(export, tmp_path, made, publisher)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LabError, match="me/mini-int4 could not be written: Not a directory"):
+        lay_out(export, tmp_path / "file", made, "me")
     told = commands(tmp_path, "mini-int4")
     assert all("not run here" in title for title in told)
     assert [f"foundry cache cd {tmp_path}", "foundry cache ls", "foundry model run mini-int4"] in told.values()

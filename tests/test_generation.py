@@ -250,6 +250,16 @@ def test_a_folder_that_is_no_model_is_named_without_its_path(tmp_path):
     assert str(tmp_path) not in str(caught.value)
 
 
+def test_weights_that_were_not_fetched_to_their_end_are_told(tiny_model_folder, tmp_path):
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "half")
+    os.truncate(folder / "model.safetensors", 4000)
+    with pytest.raises(LabError, match="the model half could not be loaded: Error while deserializing header"):
+        load_chat_model(str(folder), device="cpu")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(LabError, match=r"Couldn't instantiate the backend tokenizer\. Next"):
+        load_chat_model(str(folder), device="cpu")
+
+
 def test_a_hub_that_cannot_be_reached_is_an_error_with_a_remedy(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(LabError, match="nobody/no-such-model could not be loaded"):

@@ -226,6 +226,17 @@ def test_what_a_file_is_said_to_be(files, embedded):
     assert "8 rows of 1024 tokens take 21 MB" in network.device_reason
 
 
+def test_a_small_model_leaves_the_other_processors_alone(files, monkeypatch):
+    """Two threads of llama.cpp spin while they wait: beside another program they were a hundred times as slow."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    network = LlamaCppNetwork(files["Q4_K_M"])
+    context = network._sequences._context
+    assert (llama_cpp.llama_n_threads(context), llama_cpp.llama_n_threads_batch(context)) == (1, 1)
+    assert "on 1 thread;" in network.device_reason
+    monkeypatch.setattr("labkit.generation.network.SMALL", 1000)
+    assert "on 4 threads;" in LlamaCppNetwork(files["Q4_K_M"]).device_reason
+
+
 def test_a_context_that_memory_does_not_hold_is_shortened(files, monkeypatch):
     monkeypatch.setattr(backend, "MOST_MEMORY", 10_000_000)
     network = LlamaCppNetwork(files["F32"], rows=8)

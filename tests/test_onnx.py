@@ -191,7 +191,7 @@ LLAMA = {
         (None, "cpu", "auto", "only a checkpoint in a local folder"),
         (FOLDER, "cpu", "bfloat16", "bfloat16 is asked for"),
         ({"architectures": ["GPT2LMHeadModel"]}, "cpu", "auto", "the architecture GPT2LMHeadModel is not one of Llama"),
-        ({}, "cpu", "auto", "the architecture unknown"),
+        ({}, "cpu", "auto", "names no architecture"),
         ({**LLAMA, "hidden_size": 48}, "cpu", "auto", "attention heads are 12 wide"),
         ({**LLAMA, "sliding_window": 24}, "cpu", "auto", "attention sees 24 tokens"),
         (LLAMA, "cpu", "auto", "holds no safetensors"),

@@ -30,12 +30,10 @@ def onnx(
 ) -> None:
     """Write an ONNX graph for onnxruntime-genai; exit 1 where too many answers differ from the source's."""
     from labkit.edge.convert import export_onnx, source_of
-    from labkit.edge.fidelity import require_share
 
-    require_share(limit)
+    asked = _cases(cases, limit)
     with source_of(model, adapter) as source:
-        card = export_onnx(source, out, precision, tool, _told)
-        _finish(source, out, card, cases, limit, check)
+        _finish(source, out, export_onnx(source, out, precision, tool, _told), asked if check else (), limit)
 
 
 @export.command()
@@ -50,11 +48,10 @@ def gguf(
 ) -> None:
     """Write a GGUF file for llama.cpp; exit 1 where too many answers differ from the source's."""
     from labkit.edge.convert import export_gguf, source_of
-    from labkit.edge.fidelity import require_share
 
-    require_share(limit)
+    asked = _cases(cases, limit)
     with source_of(model, adapter) as source:
-        _finish(source, out, export_gguf(source, out, quant), cases, limit, check)
+        _finish(source, out, export_gguf(source, out, quant), asked if check else (), limit)
 
 
 @export.command()
@@ -93,15 +90,23 @@ def _chat_in_foundry(placed: Path, name: str) -> None:
     print(f"unregistered {local.model_id}")
 
 
-def _finish(source, out: Path, card, cases: Path | None, limit: float, check: bool) -> None:
-    """Say what was made; ask the cases unless told not to."""
-    from labkit.edge.convert import check_export
+def _cases(path: Path | None, limit: float) -> list:
+    """The cases of the check; a limit or a file that is wrong is told before anything is converted."""
+    from labkit.edge.fidelity import require_share
     from labkit.evaluation.cases import EVAL_CASES, load_cases
 
+    require_share(limit)
+    return load_cases(path or EVAL_CASES)
+
+
+def _finish(source, out: Path, card, cases: list | tuple, limit: float) -> None:
+    """Say what was made, and ask the cases where there are any."""
+    from labkit.edge.convert import check_export
+
     print(f"saved {out.name}: {card.kind} {card.precision}, {card.bytes / 1e6:.2f} MB, card in export.json")
-    if not check:
+    if not cases:
         return
-    found = check_export(source, out, card, load_cases(cases or EVAL_CASES), limit).fidelity
+    found = check_export(source, out, card, cases, limit).fidelity
     print(found.sentence)
     if found.flagged:
         print(f"flagged: cases {', '.join(found.differing)}", file=sys.stderr)
@@ -121,21 +126,21 @@ def edge_check(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON for a program")] = False,
 ) -> None:
     """Check a conversion: answers, structure, memory, latency, odd inputs; exit 1 where one item fails."""
-    from labkit.edge.checklist import run_checklist
+    from labkit.edge.checklist import require_trend, run_checklist
     from labkit.edge.convert import artifact_of
-    from labkit.edge.fidelity import answers, require_share
-    from labkit.evaluation.cases import EVAL_CASES, load_cases
+    from labkit.edge.fidelity import answers
     from labkit.evidence import json_text, write_atomically
     from labkit.export.card import changed_files, read_export_card
     from labkit.generation import load_chat_model
 
-    require_share(limit)
+    asked = _cases(cases, limit)
+    require_trend(generations)
     if not folder.is_dir():
         raise LabError(f"there is no folder called {folder.name}", "give the one that `labkit export` wrote")
     if changed := changed_files(folder, read_export_card(folder)):
         what = f"{', '.join(changed)} of {folder.name} is not what was exported: its card has another hash"
         raise LabError(what, "make the export again")
-    asked, model = load_cases(cases or EVAL_CASES), load_chat_model(str(artifact_of(folder)))
+    model = load_chat_model(str(artifact_of(folder)))
     before = answers(load_chat_model(source, "cpu", "float32", adapter=str(adapter or "")), asked)
     found = run_checklist(model, before, answers(model, asked), limit, generations)
     if out:

@@ -46,8 +46,7 @@ def run_checklist(
 
     Raises LabError where those are not the same cases, and for too few generations to see a trend.
     """
-    if generations < 8 * EVERY:
-        raise LabError(f"{generations} generations show no trend", f"give at least {8 * EVERY}")
+    require_trend(generations)
     memory = memory_over(model, generations)
     latencies = latency_over(model, repeats)
     edges = edge_cases(model)
@@ -59,6 +58,12 @@ def run_checklist(
     )
     facts = (model.name, model.revision, model.backend, model.dtype)
     return Checklist(*facts, items, tuple(latencies), slope, tuple(memory), growth, tuple(edges))
+
+
+def require_trend(generations: int) -> None:
+    """Raises LabError for too few generations to see a trend."""
+    if generations < 8 * EVERY:
+        raise LabError(f"{generations} generations show no trend", f"give --generations {8 * EVERY} or more")
 
 
 def memory_over(model: ChatModel, generations: int) -> list[tuple[int, float]]:

@@ -2,6 +2,7 @@
 
 import platform
 import shlex
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ BUILDER = "builder"
 TOOLS = (BUILDER, *olive.ROUTES)
 PRECISIONS = {"int4": "int4", "int8": "int8", "fp16": "float16", "fp32": "float32"}
 QUANTS = ("Q4_K_M", "Q8_0", "F16")
+NEXT_FOLDER = "choose another folder with --out"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _VERSIONS = ("torch", "transformers", "peft")
 Event = Callable[[str], None]
 
@@ -51,7 +54,8 @@ class Exported:
 def source_of(model: str = EMBEDDED, adapter: Path | None = None) -> Iterator[Source]:
     """The checkpoint in a folder; with an adapter the two merged, in a folder that goes again.
 
-    Raises LabError for a hub id, an export, and an adapter that is none or of another base.
+    Raises LabError for a hub id, an export, a folder without weights or tokenizer, and an adapter that is none or of
+    another base.
     """
     folder = local_source(model)
     if folder is None:
@@ -61,6 +65,8 @@ def source_of(model: str = EMBEDDED, adapter: Path | None = None) -> Iterator[So
     if folder.is_file() or is_onnx_export(folder):
         raise LabError(f"{folder.name} is an export already", "give the checkpoint that it was made from")
     base = provenance(display_path(folder), folder, weights_revision(folder))
+    if not any((folder / file).is_file() for file in TOKENIZERS):
+        raise LabError(f"{folder.name} holds no tokenizer", f"copy it beside the weights: {' or '.join(TOKENIZERS)}")
     if adapter is None:
         yield Source(folder.name, folder, base, None)
         return
@@ -81,21 +87,23 @@ def export_onnx(
 
     `precision` is int4, int8, fp16 or fp32; `tool` one of TOOLS. Raises LabError as the tools do.
     """
+    precision = precision.lower()
     if precision not in PRECISIONS:
         raise LabError(f"there is no precision {precision!r}", f"choose {', '.join(PRECISIONS)}")
     if tool not in TOOLS:
         raise LabError(f"there is no tool {tool!r}", f"choose {', '.join(TOOLS)}")
     if why_not := onnx.why_not_exportable(source.folder):
-        raise LabError(
-            f"{source.name} cannot be exported to ONNX: {why_not}", "use `labkit export gguf`, or its source"
-        )
-    _require_empty(out)
-    if tool == BUILDER:
-        onnx.export_onnx(source.folder, out, PRECISIONS[precision])
-    else:
-        if not olive.olive_ready():
-            told("making an environment for Olive, once: about 260 MB")
-        olive.export_with_olive(source.folder, out, PRECISIONS[precision], tool)
+        next_step = "give another checkpoint; `labkit export gguf` takes Llama ones with heads of any width"
+        raise LabError(f"{source.name} cannot be exported to ONNX: {why_not}", next_step)
+    if tool != BUILDER:
+        olive.require_precision(PRECISIONS[precision])
+    with _new_folder(out):
+        if tool == BUILDER:
+            onnx.export_onnx(source.folder, out, PRECISIONS[precision])
+        else:
+            if not olive.olive_ready():
+                told("making an environment for Olive, once: about 260 MB")
+            olive.export_with_olive(source.folder, out, PRECISIONS[precision], tool)
     versions = package_versions("onnxruntime-genai", "onnxruntime", *_VERSIONS)
     own = {f"olive environment: {name}": held for name, held in olive.installed_packages().items()}
     return _card(source, out, "onnx", precision, tool, versions | (own if tool != BUILDER else {}), f"--tool {tool}")
@@ -113,15 +121,13 @@ def export_gguf(source: Source, out: Path, quant: str = "Q4_K_M") -> ExportCard:
         from labkit.export.gguf import quantize_gguf, write_gguf
     except ModuleNotFoundError as error:
         raise LabError(f"the package {error.name} is not installed", f"`pip install {error.name}`") from None
-    _require_empty(out)
     path = out / f"{source.name}-{quant}.gguf"
-    if quant == "F16":
-        write_gguf(source.folder, path, "f16")
-    else:
-        with tempfile.TemporaryDirectory(prefix="labkit-gguf-") as scratch:
+    with _new_folder(out), tempfile.TemporaryDirectory(prefix="labkit-gguf-") as scratch:
+        if quant == "F16":
+            write_gguf(source.folder, path, "f16")
+        else:
             plain = Path(scratch) / "f32.gguf"
             write_gguf(source.folder, plain)
-            out.mkdir(parents=True, exist_ok=True)
             quantize_gguf(plain, path, quant)
     versions = package_versions("gguf", "llama-cpp-python", *_VERSIONS)
     return _card(source, out, "gguf", quant, "labkit.export.gguf", versions, "")
@@ -129,15 +135,10 @@ def export_gguf(source: Source, out: Path, quant: str = "Q4_K_M") -> ExportCard:
 
 def artifact_of(folder: Path) -> Path:
     """What is loaded from an export's folder: itself, or the GGUF file in it. Raises LabError without either."""
-    folder = Path(folder)
-    files = sorted(folder.glob("*.gguf"))
-    if is_onnx_export(folder) or not files:
-        if not is_onnx_export(folder):
-            raise LabError(
-                f"{folder.name} holds no export", "make one with `labkit export onnx` or `labkit export gguf`"
-            )
-        return folder
-    return files[0]
+    found = local_source(str(Path(folder).resolve()))
+    if found.is_dir() and not is_onnx_export(found):
+        raise LabError(f"{found.name} holds no export", "make one with `labkit export onnx` or `labkit export gguf`")
+    return found
 
 
 def check_export(source: Source, out: Path, card: ExportCard, cases: Sequence[Case], limit: float = LIMIT) -> Exported:
@@ -151,9 +152,25 @@ def check_export(source: Source, out: Path, card: ExportCard, cases: Sequence[Ca
     return Exported(path, card, found)
 
 
-def _require_empty(out: Path) -> None:
+@contextmanager
+def _new_folder(out: Path) -> Iterator[None]:
+    """The folder made, if it can be, before the work; after work that failed nothing of it is left.
+
+    Raises LabError for a folder that is not empty, or cannot be written.
+    """
+    name = out.resolve().name
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise LabError(f"the folder {out.resolve().name} is not empty", "choose another folder with --out")
+        raise LabError(f"the folder {name} is not empty", NEXT_FOLDER)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+        yield
+    except BaseException as error:
+        shutil.rmtree(out, ignore_errors=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            raise LabError(f"nothing can be written into the folder {name}: {reason}", NEXT_FOLDER) from error
+        raise
 
 
 def _card(

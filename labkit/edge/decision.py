@@ -27,7 +27,7 @@ def decide_export(exports: Sequence[Mapping]) -> EdgeDecision:
     if not candidates:
         return EdgeDecision(SOURCE, "no export was checked and kept its answers", refused)
     size, name, check = min(candidates, key=lambda found: found[:2])
-    differ = f"{len(check['answers_differ'])} of {check['cases']} answers differ"
+    differ = f"{len(check['answers_differ'])} of {check['cases']} answers differ, {len(check['broken'])} broken"
     return EdgeDecision(name, f"the smallest that is not flagged: {size / 1e6:.1f} MB, {differ}", refused)
 
 

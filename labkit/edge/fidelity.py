@@ -1,14 +1,16 @@
 """Whether a converted model still answers as its source did.
 
 A conversion is meant to change nothing, so every case whose text differs is counted, not only those whose verdict
-changed: a check that passes twice may have seen two answers.
+changed: a check that passes twice may have seen two answers. The checks' limits of time are left out, so that a machine
+which is busy for a moment breaks no case: only a text that differs can.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from labkit.errors import LabError
 from labkit.evaluation.cases import Case
+from labkit.evaluation.checks import untimed
 from labkit.evaluation.runner import Result, evaluate
 from labkit.evaluation.targets import Target, model_target
 from labkit.generation import ChatModel, Sampling
@@ -93,4 +95,6 @@ def answers(model: ChatModel, cases: Sequence[Case]) -> list[Result]:
 
 
 def answers_of(target: Target, cases: Sequence[Case]) -> list[Result]:
-    return evaluate(target, cases, DECODING, concurrency=target.concurrency)
+    """As `answers`; each result's case has the checks that it was judged by."""
+    asked = [replace(case, check=untimed(case.check)) for case in cases]
+    return evaluate(target, asked, DECODING, concurrency=target.concurrency)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from labkit.edge.checklist import GENERATIONS, run_checklist
-from labkit.edge.convert import artifact_of, export_gguf, export_onnx, source_of
+from labkit.edge.convert import Source, artifact_of, export_gguf, export_onnx, source_of
 from labkit.edge.decision import EdgeDecision, decide_export, label_of, size_of
 from labkit.edge.fidelity import LIMIT, answers_of, compare_answers
 from labkit.edge.foundry_local import loaded_in_foundry
@@ -24,7 +24,8 @@ from labkit.generation import EMBEDDED, ChatModel, load_chat_model
 
 LESSON = "13.7"
 REPORT, CHECKLIST, RUNS = "edge_report.json", "quality_checklist.json", "edge"
-EXPORTS = (("onnx", "int4"), ("gguf", "Q4_K_M"))
+EXPORTS = (("onnx", "int4"), ("onnx", "int8"), ("gguf", "Q4_K_M"), ("gguf", "Q8_0"))
+HALF = "bfloat16"
 Event = Callable[[str], None]
 
 
@@ -32,7 +33,8 @@ Event = Callable[[str], None]
 class EdgeTask:
     """One model taken to the edge: what is converted, and the cases that every export is asked.
 
-    `runs` holds the answers so far: of the source under "source", of an export under its kind and precision.
+    `runs` holds the answers so far: of the source under "source", of an export under its kind and precision. `formats`
+    are checks of the source itself in another number format, which is no export.
     `folder` keeps the exports for as long as the task lives.
     """
 
@@ -42,6 +44,7 @@ class EdgeTask:
     limit: float = LIMIT
     runs: dict[str, list[Result]] = field(default_factory=dict)
     exports: dict[str, dict] = field(default_factory=dict)
+    formats: dict[str, dict] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="labkit-edge-")
@@ -65,16 +68,26 @@ def convert(pack: Pack, task: EdgeTask, kind: str, precision: str, on_event: Eve
     on_event(f"{name}: converting")
     out = task.folder / name
     with source_of(task.model, task.adapter) as source:
-        if "source" not in task.runs:
-            _asked(pack, task, "source", model_target(load_chat_model(str(source.folder), "cpu", "float32")))
+        _ask_source(pack, task, source)
         try:
             (export_onnx if kind == "onnx" else export_gguf)(source, out, precision)
         except LabError as error:
             return _kept(pack, task, {"kind": kind, "precision": precision, "not_run": error.what})
-    _asked(pack, task, name, model_target(task.load(name)))
-    check = compare_answers(task.runs["source"], task.runs[name], task.limit)
-    on_event(f"{name}: {check.sentence}")
-    return _kept(pack, task, {**asdict(read_export_card(out)), "check": check.as_dict()})
+    check = _checked(pack, task, name, task.load(name), on_event)
+    return _kept(pack, task, {**asdict(read_export_card(out)), "check": check})
+
+
+def recast(pack: Pack, task: EdgeTask, dtype: str = HALF, on_event: Event = lambda text: None) -> dict:
+    """The source itself in the number format `dtype`: what fewer bits change without another runtime, as a check.
+
+    Raises LabError for a model or an adapter that is none, and for a format that torch does not have.
+    """
+    with source_of(task.model, task.adapter) as source:
+        _ask_source(pack, task, source)
+        model = load_chat_model(str(source.folder), "cpu", dtype)
+    task.formats[dtype] = check = _checked(pack, task, dtype, model, on_event)
+    write_report(pack, task)
+    return check
 
 
 def card_text(export: Mapping) -> str:
@@ -90,28 +103,40 @@ def card_text(export: Mapping) -> str:
 
 
 def difference_table(task: EdgeTask) -> list[dict]:
-    """A row for each export: its size, and what became of the source's answers."""
-    return [_row(export) for export in task.exports.values()]
+    """A row for the source in each other format, and for each export with its size: what became of the answers."""
+    rows = [_row(f"source in {dtype}", "", check) for dtype, check in task.formats.items()]
+    return rows + [_export_row(export) for export in task.exports.values()]
 
 
-def _row(export: Mapping) -> dict:
-    row = {"export": label_of(export)}
-    if export.get("not_run"):
-        return row | {
-            "MB": "",
-            "passed": "",
-            "answers that differ": f"not run: {export['not_run']}",
-            "broken": "",
-            "fixed": "",
-        }
-    check = export["check"]
-    return row | {
-        "MB": f"{size_of(export) / 1e6:.2f}",
+def _export_row(export: Mapping) -> dict:
+    if not export.get("not_run"):
+        return _row(label_of(export), f"{size_of(export) / 1e6:.2f}", export["check"])
+    blank = {"MB": "", "passed": "", "answers that differ": "", "broken": "", "fixed": ""}
+    return {"format": label_of(export), **blank, "answers that differ": f"not run: {export['not_run']}"}
+
+
+def _row(name: str, size: str, check: Mapping) -> dict:
+    return {
+        "format": name,
+        "MB": size,
         "passed": f"{check['passed']}/{check['cases']} (source {check['source_passed']})",
         "answers that differ": f"{len(check['answers_differ'])} ({check['share']:.0%})",
         "broken": check["broken"],
         "fixed": check["fixed"],
     }
+
+
+def _ask_source(pack: Pack, task: EdgeTask, source: Source) -> None:
+    if "source" not in task.runs:
+        _asked(pack, task, "source", model_target(load_chat_model(str(source.folder), "cpu", "float32")))
+
+
+def _checked(pack: Pack, task: EdgeTask, name: str, model: ChatModel, on_event: Event) -> dict:
+    """Ask every case and compare with the source's answers."""
+    _asked(pack, task, name, model_target(model))
+    check = compare_answers(task.runs["source"], task.runs[name], task.limit)
+    on_event(f"{name}: {check.sentence}")
+    return check.as_dict()
 
 
 def _asked(pack: Pack, task: EdgeTask, name: str, target: Target) -> list[Result]:
@@ -130,10 +155,12 @@ def _kept(pack: Pack, task: EdgeTask, export: dict) -> dict:
 
 
 def write_report(pack: Pack, task: EdgeTask, foundry: Mapping | None = None) -> EdgeDecision:
-    """edge_report.json: every export with its card and check, what Foundry Local did, and the decision that follows."""
+    """edge_report.json: every export with its card and check, the source's other formats, what Foundry Local did, and
+    the decision that follows."""
     exports = list(task.exports.values())
     decision = decide_export(exports)
-    report = {"exports": exports, "foundry": dict(foundry or {"not_run": "not tried"}), "decision": asdict(decision)}
+    tried = dict(foundry or {"not_run": "not tried"})
+    report = {"exports": exports, "formats": task.formats, "foundry": tried, "decision": asdict(decision)}
     pack.write_json(REPORT, report, LESSON)
     return decision
 

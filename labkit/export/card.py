@@ -77,6 +77,9 @@ def write_card(folder: Path, card: ExportCard) -> None:
 
 def read_export_card(folder: Path) -> ExportCard:
     """The card in an export's folder. Raises LabError for a folder without one, and for a file that is no card."""
+    if not (Path(folder) / CARD).is_file():
+        what = f"{Path(folder).name} holds no export: {CARD} is missing"
+        raise LabError(what, "make one with `labkit export onnx` or `labkit export gguf`")
     held = read_json(Path(folder) / CARD)
     if missing := [name for name in _NEEDED if name not in held]:
         raise LabError(

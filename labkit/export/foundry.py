@@ -6,6 +6,7 @@ name and prompt from it (learn.microsoft.com/azure/foundry-local/how-to/how-to-c
 from 2.2 on registers the folder instead and reads the chat template itself.
 """
 
+import re
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from labkit.export.onnx_folder import is_onnx_export
 from labkit.export.prompt_template import derive_template
 
 PUBLISHER = "labkit"
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # as the schema has it for Name
 
 # Both generations of Foundry Local's command line, as their documentation has them. They are for Windows and macOS and
 # were not run by this project.
@@ -59,14 +61,23 @@ def inference_model(export: Path, name: str, description: str, version: str = "1
 def lay_out(export: Path, cache: Path, made: dict, publisher: str = PUBLISHER) -> Path:
     """Copy the export to cache/PUBLISHER/NAME with its inference_model.json; the folder.
 
-    Raises LabError where another model has that place.
+    Raises LabError where another model has that place, for a publisher that is no plain folder name, and where nothing
+    can be written.
     """
     _require_export(export)
+    if not _FOLDER_NAME.fullmatch(publisher):
+        what = f"{publisher!r} is no name for a publisher's folder"
+        raise LabError(what, "give --publisher letters, digits, dots and dashes, such as labkit")
     folder = cache / publisher / made["Name"]
     if folder.exists() and any(folder.iterdir()):
         raise LabError(f"{publisher}/{made['Name']} is there already", "choose another --name, or remove that folder")
-    shutil.copytree(export, folder, dirs_exist_ok=True)
-    write_atomically(folder / INFERENCE_MODEL, json_text(made).encode())
+    try:
+        shutil.copytree(export, folder, dirs_exist_ok=True)
+        write_atomically(folder / INFERENCE_MODEL, json_text(made).encode())
+    except OSError as error:
+        reason = getattr(error, "strerror", None) or "not every file could be copied"
+        what = f"{publisher}/{made['Name']} could not be written: {reason}"
+        raise LabError(what, "choose another folder with --out, or free some space") from error
     return folder
 
 

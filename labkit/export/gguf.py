@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
@@ -117,7 +118,7 @@ def _checkpoint(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase
         model, info = LlamaForCausalLM.from_pretrained(
             folder, dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace(str(folder), folder.name)
         what, next_step = f"the checkpoint {folder.name} could not be read: {reason}", "give a complete model folder"
         raise LabError(what, f"{next_step}: config.json, safetensors, tokenizer") from error

@@ -84,6 +84,13 @@ def installed_packages() -> dict[str, str]:
     return {name: held[name] for name in wanted if name in held}
 
 
+def require_precision(precision: str) -> None:
+    """Raises LabError for a precision that Olive's builder does not make here."""
+    if precision not in PRECISIONS:
+        what = f"Olive's model builder is not asked for {precision} here"
+        raise LabError(what, f"choose {', '.join(sorted(PRECISIONS.values()))}, or --tool builder")
+
+
 def olive_arguments(model: Path, out: Path, precision: str) -> list[str]:
     """Olive's route in one command, after the program's name."""
     return [
@@ -110,13 +117,11 @@ def olive_config(model: Path, out: Path, cache: Path, precision: str) -> dict:
 
 
 def export_with_olive(folder: Path, out: Path, precision: str, route: str) -> None:
-    """Write the checkpoint in `folder` into `out`, a folder that is not there yet, by one of ROUTES.
+    """Write the checkpoint in `folder` into the folder `out`, empty or new, by one of ROUTES.
 
-    Raises LabError for a precision that Olive's builder does not make here, and when Olive fails, with its reason.
+    Raises LabError as `require_precision` does, and when Olive fails, with its reason.
     """
-    if precision not in PRECISIONS:
-        what = f"Olive's model builder is not asked for {precision} here"
-        raise LabError(what, f"choose {', '.join(PRECISIONS)}, or --tool builder")
+    require_precision(precision)
     program = _program(make_environment(), "olive")
     with tempfile.TemporaryDirectory(prefix="labkit-olive-") as scratch:
         made = Path(scratch) / "made"
@@ -127,7 +132,8 @@ def export_with_olive(folder: Path, out: Path, precision: str, route: str) -> No
             config.write_text(json.dumps(olive_config(folder, made, Path(scratch) / "cache", precision), indent=2))
             arguments = ["run", "--config", str(config)]
         _call([str(program), *arguments], f"Olive could not convert {folder.name}", Path(scratch))
-        shutil.copytree(_export_in(made), out, ignore=shutil.ignore_patterns(OWN_RECORD))
+        own = shutil.ignore_patterns(OWN_RECORD)
+        shutil.copytree(_export_in(made), out, ignore=own, dirs_exist_ok=True)
 
 
 def _export_in(made: Path) -> Path:

@@ -54,7 +54,9 @@ def builder_installed() -> bool:
 def why_not_exportable(folder: Path) -> str:
     """Why the checkpoint in `folder` is not exported, as the end of a sentence; empty where it can be."""
     config = read_config(folder)
-    architecture = next(iter(config.get("architectures") or ()), "unknown")
+    architecture = next(iter(config.get("architectures") or ()), "")
+    if not architecture:
+        return "its config.json is not there, or names no architecture"
     if architecture not in ARCHITECTURES:
         return f"the architecture {architecture} is not one of {', '.join(ARCHITECTURES)}"
     width = config.get("head_dim") or config.get("hidden_size", 0) // config.get("num_attention_heads", 1)
@@ -82,7 +84,7 @@ def export_onnx(folder: Path, out: Path, precision: str) -> None:
     if code or not (out / GRAPH).is_file():
         reason = without_paths(next(iter(said.strip().splitlines()[-1:]), f"the builder ended with code {code}"))
         what = f"the model {folder.name} could not be exported to ONNX: {reason}"
-        raise LabError(what, "use --backend transformers, or free memory and disk space")
+        raise LabError(what, "free memory and disk space, or run the checkpoint itself with --backend transformers")
     if precision in BUILT_FOR:
         _for_cpu(out / GENAI_CONFIG)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -84,8 +85,8 @@ class ChatModel:
         )
 
     def text_ids(self, text: str) -> list[int]:
-        """The token ids of `text` as it is, no special token added."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """The token ids of `text` as it is, no special token added, of any length: `answer` refuses one too long."""
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def prompt_of(self, text: str) -> list[int]:
         """The token ids of a raw prompt, with the beginning-of-text token where the model was trained with one."""
@@ -275,20 +276,22 @@ def told_as_lab_error(name: str) -> Iterator[None]:
     """What transformers raises for a folder that is no model, or a hub that it cannot reach, as a LabError."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LabError(
-            f"the model {name} could not be loaded: {first_line}",
+            f"the model {name} could not be loaded: {first_line.removesuffix(' from one of: ')}",
             "give a folder that holds config.json, tokenizer and weights, or a hub id and a network",
         ) from error
 
 
 def local_source(model: str) -> Path | None:
     """The folder or GGUF file that `model` means, or None for a hub id. A path that is not there is an error, never a
-    hub id."""
+    hub id. A folder with nothing to load but one GGUF file, as `labkit export gguf` leaves it, means that file."""
     if model == EMBEDDED:
         return MODELS / EMBEDDED
     path = Path(model).expanduser()
+    if path.is_dir() and not ((path / "config.json").is_file() or is_onnx_export(path)):
+        path = _gguf_in(path) or path
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path.resolve()
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1 or path.suffix == ".gguf":
@@ -298,3 +301,12 @@ def local_source(model: str) -> Path | None:
             f"check the spelling of the path, or leave --model out to use the embedded model {EMBEDDED}",
         )
     return None
+
+
+def _gguf_in(folder: Path) -> Path | None:
+    """The one GGUF file in `folder`, None without any. Raises LabError for several."""
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise LabError(f"{folder.name} holds {len(files)} GGUF files: {names}", "give the path of one of them")
+    return files[0] if files else None

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from labkit.errors import LabError
 from labkit.export.llama_library import last_error, llama_library, metadata
 from labkit.generation.gguf_tokenizer import load_tokenizer
+from labkit.generation.network import threads_for
 from labkit.generation.prefixes import SHORTEST_PREFIX, common
 
 ROWS = 8
@@ -60,12 +61,12 @@ class LlamaCppNetwork:
         token_bytes = _bytes_for_a_token(self.model)
         room = min(MOST_MEMORY, psutil.virtual_memory().available // 4) // (rows * token_bytes)
         self.context_length = max(1, min(llama.llama_model_n_ctx_train(self.model), room))
-        taken = rows * self.context_length * token_bytes / 1e6
+        taken, threads = rows * self.context_length * token_bytes / 1e6, threads_for(self.parameter_count)
         self.device_reason = (
-            f"llama.cpp runs on the CPU, on {torch.get_num_threads()} threads; "
+            f"llama.cpp runs on the CPU, on {threads} thread{'s' if threads > 1 else ''}; "
             f"{rows} rows of {self.context_length} tokens take {taken:.0f} MB"
         )
-        self._sequences = Sequences(self.model, rows, rows * self.context_length)
+        self._sequences = Sequences(self.model, rows, rows * self.context_length, threads)
 
     def rows(self) -> "LlamaCppRows":
         return LlamaCppRows(self._sequences)
@@ -112,11 +113,12 @@ class Sequences:
     dropped without an end are cleared away when the next one begins.
     """
 
-    def __init__(self, model, rows: int, tokens: int):
-        """Room for `rows` sequences which together have at most `tokens` tokens."""
+    def __init__(self, model, rows: int, tokens: int, threads: int):
+        """Room for `rows` sequences which together have at most `tokens` tokens; `threads` of llama.cpp's own, which
+        spin while they wait for each other, compute a pass."""
         self._llama, self._lock = llama_library(), threading.Lock()
         self._vocabulary = self._llama.llama_vocab_n_tokens(self._llama.llama_model_get_vocab(model))
-        self._context = _context(model, rows + KEPT_PREFIXES, tokens)
+        self._context = _context(model, rows + KEPT_PREFIXES, tokens, threads)
         weakref.finalize(self, _free, self._context, model).atexit = False  # a thread may still be decoding then
         self._memory = self._llama.llama_get_memory(self._context)
         self._pass = Pass(self._llama)
@@ -269,8 +271,8 @@ def _load(path: Path):
     return model
 
 
-def _context(model, sequences: int, tokens: int):
-    llama, threads = llama_library(), torch.get_num_threads()
+def _context(model, sequences: int, tokens: int, threads: int):
+    llama = llama_library()
     settings = llama.llama_context_default_params()
     settings.n_ctx, settings.n_seq_max, settings.kv_unified = tokens, sequences, True
     settings.n_batch = settings.n_ubatch = LONGEST_PASS

@@ -23,6 +23,7 @@ from labkit.generation.backends import ONNX_DTYPE
 from labkit.generation.network import threads_for
 from labkit.generation.prefixes import Layers, Prefixes
 
+INSTEAD = "make the export again, or run its checkpoint with --backend transformers"
 SHORTEST_CAPACITY = 128  # tokens; a buffer that is too short is made twice as long
 NUMBERS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 
@@ -40,7 +41,7 @@ def load_onnx(source: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, devi
     try:
         network.rows().join([0])
     except RuntimeError as error:  # what a kernel does not do is told when it runs
-        raise LabError(f"onnxruntime cannot run the graph: {error}", "use --backend transformers") from error
+        raise LabError(f"onnxruntime cannot run the graph: {error}", INSTEAD) from error
     return network
 
 
@@ -98,7 +99,7 @@ def _graph(session, decoder: dict) -> Graph:
     types = {logits.type, *(entry.type for entry in session.get_inputs() if entry.name in memory)}
     if others != {"input_ids", "attention_mask"} or len(types) != 1 or not types <= NUMBERS.keys():
         what = f"the ONNX graph cannot be decoded in rows: it asks for {', '.join(sorted(others | types))}"
-        raise LabError(what, "use --backend transformers")
+        raise LabError(what, INSTEAD)
     size = (decoder["num_key_value_heads"], decoder["head_size"])
     return Graph(names, *size, NUMBERS[types.pop()], int(logits.shape[-1]), logits.shape[1] != 1)
 
@@ -138,12 +139,12 @@ def _session(path: Path, threads: int):
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_mem_pattern = False  # a plan of the memory for each new length of a prompt
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # an error is raised, and not written beside it
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes have no base but this
-        reason = str(error).strip().splitlines()[0]
-        raise LabError(f"onnxruntime cannot load {path.name}: {reason}", "use --backend transformers") from error
+        reason = str(error).strip().splitlines()[0].rpartition("[ONNXRuntimeError] : ")[2]  # the innermost one
+        raise LabError(f"onnxruntime cannot load {path.name}: {reason}", INSTEAD) from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ import re
 from labkit.edge.decision import SOURCE, EdgeDecision, decide_export, label_of, size_of
 from labkit.edge.measures import EdgeCase, Latency, growth_of, measured_items, slope_of
 from labkit.errors import LabError
+from labkit.evaluation.checks import untimed
 from labkit.evaluation.compare import Run, compare_runs, read_run
 from labkit.export.inference_model import INFERENCE_MODEL, check_inference_model
 from labkit.verification import answer_checks as answers
@@ -34,6 +35,8 @@ def check_report(pack: PackReader) -> str:
     decided = _decided(exports)
     for export in made:
         _check_export(pack, export)
+    for dtype, check in _present(report.get("formats", {}), (), f"{REPORT}, formats").items():
+        _check_format(pack, dtype, check)
     said = _present(report["decision"], ("choice", "refused"), REPORT)
     if (said["choice"], said["refused"]) != (decided.choice, decided.refused):
         raise Contradiction(f"{REPORT} says {said['choice']}, its own exports say {decided.choice}")
@@ -65,9 +68,20 @@ def _not_run(export: object) -> str:
 
 
 def _check_export(pack: PackReader, export: dict) -> None:
-    name = label_of(export)
-    _present(export, _CARD, f"{REPORT}, {name}")
-    check = _present(export["check"], _CHECK, f"{REPORT}, {name}, check")
+    _present(export, _CARD, f"{REPORT}, {label_of(export)}")
+    _check_origin(pack, export, *_check_answers(pack, label_of(export), export["check"]))
+
+
+def _check_format(pack: PackReader, dtype: str, check: object) -> None:
+    """The source's own weights in another number format."""
+    before, after = (run.settings for run in _check_answers(pack, dtype, check))
+    if (after.get("revision"), after.get("quantization")) != (before.get("revision"), dtype):
+        raise Contradiction(f"{_answers(dtype)} was not answered by the source in {dtype}, as {REPORT} says")
+
+
+def _check_answers(pack: PackReader, name: str, check: object) -> tuple[Run, Run]:
+    """The source's answers and those of the run `name`, of which `check` says what the pack's files do."""
+    check = _present(check, _CHECK, f"{REPORT}, {name}, check")
     try:
         before, after = (read_run(pack.file(_answers(run))) for run in (SOURCE, name))
         found = compare_runs(before, after)
@@ -87,12 +101,14 @@ def _check_export(pack: PackReader, export: dict) -> None:
         raise Contradiction(f"{REPORT}, {name}: {len(differ)} of {len(found.changes)} answers differ, it says {share}")
     for run in (SOURCE, name):
         pack.once(lambda _, run=run: _require_verdicts(pack, run), (_require_verdicts, run))
-    _check_origin(pack, export, before, after)
+    return before, after
 
 
 def _require_verdicts(pack: PackReader, run: str) -> int:
+    """The cases were asked without their limits of time; in packs of before with them."""
     cases = service.case_rows(pack) if pack.exists(service.CASES) else []
-    return answers.require_verdicts(pack, _answers(run), pack.rows(_answers(run), answers.COLUMNS), cases)
+    asked = [*cases, *({**case, "check": untimed(case["check"])} for case in cases)]
+    return answers.require_verdicts(pack, _answers(run), pack.rows(_answers(run), answers.COLUMNS), asked)
 
 
 def _answers(run: str) -> str:

@@ -259,12 +259,13 @@ def _make_folder(out: Path) -> None:
 @contextmanager
 def loading(name: str) -> Iterator[None]:
     """What transformers raises for a model that it cannot load, as a LabError."""
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LabError(
             f"the model {name} could not be loaded: {first}", "give a checkpoint's folder or a hub id"
