@@ -30,10 +30,10 @@ from labkit.workbook.progress import Progress, RunDisplay
 
 
 def write_notebook(path: Path, *cells: str) -> None:
-    """A notebook whose first cell is the parameters cell."""
+    """A notebook whose first code cell is the parameters cell; a text stands at its end."""
     made = [nbformat.v4.new_code_cell(textwrap.dedent(cell).strip()) for cell in cells]
     made[0].metadata["tags"] = ["parameters"]
-    notebook = nbformat.v4.new_notebook(cells=made)
+    notebook = nbformat.v4.new_notebook(cells=[*made, nbformat.v4.new_markdown_cell("The end.")])
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(notebook, path)
 
@@ -321,6 +321,8 @@ def test_the_executed_copy_is_recorded_and_holds_no_path_of_this_machine(one_les
         assert private not in text
     assert "~/secret <workbook> <pack>" in text
     assert read_manifest(pack)["files"][name]["lesson"] == "13.1"
+    timed = {cell.cell_type for cell in nbformat.reads(text, as_version=4).cells if "papermill" in cell.metadata}
+    assert timed == {"code"}
 
 
 def test_a_warning_of_an_installed_package_names_no_folder_of_this_machine(tmp_path):

@@ -47,6 +47,8 @@ def shareable_copy(draft: Path, pack: Path) -> str:
         cell.source = portable(cell.source, pack)
         if cell.cell_type == "code":
             cell.outputs = [_clean(output, pack) for output in cell.outputs]
+        else:
+            cell.metadata.pop("papermill", None)  # when a text was "executed" is nothing to hand in
     notebook.metadata = _clean(notebook.metadata, pack)
     return nbformat.writes(notebook, indent=1) + "\n"
 
