@@ -14,10 +14,10 @@ import pytest
 from fastapi import FastAPI, Response
 from tiny_server import HELLO, LONG, chat, live, until
 
-from labkit.drills.answering import _connections
 from labkit.generation import Sampling
 from labkit.serving import connections
 from labkit.serving.app import create_app
+from labkit.serving.ports import tcp_connections
 
 SECONDS = 3.0
 KEPT_BYTES = 4096  # by the server for a client, so that the tiny model fills it soon
@@ -100,7 +100,7 @@ def request(path, body=None):
 def connected(client, url):
     """Whether the server, which lives in this process, has the other end of the client's connection."""
     mine = client.getsockname()[1]
-    found = _connections(psutil.Process())
+    found = tcp_connections(psutil.Process())
     return any(c.raddr and (c.laddr.port, c.raddr.port) == (httpx.URL(url).port, mine) for c in found)
 
 

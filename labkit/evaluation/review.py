@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from labkit.errors import LabError
-from labkit.evaluation.cases import COLUMNS, REVIEW_VALUES, load_cases, review_of
+from labkit.evaluation.cases import COLUMNS, REVIEW_VALUES, Case, load_cases, review_of
 from labkit.evidence import Pack
 
 if TYPE_CHECKING:
@@ -55,9 +55,16 @@ def agreement(results: Sequence["Result"], judgements: Mapping[str, Judgement]) 
     return Agreement(tuple(found["agree"]), tuple(found["disagree"]), tuple(found[""]))
 
 
+def _asked(pack: Pack) -> list[Case]:
+    """The cases that the pack's evaluation asked. Raises LabError where there was none."""
+    if not pack.path(CASES).is_file():
+        raise LabError(f"{CASES} is missing", "run the step that evaluates the cases", where=pack.folder.name)
+    return load_cases(pack.path(CASES))
+
+
 def read_review(pack: Pack) -> dict[str, Judgement]:
     """The judgements in the pack's eval_cases.csv by case id. Raises LabError when there is none or it is broken."""
-    return review_of(load_cases(pack.path(CASES)))
+    return review_of(_asked(pack))
 
 
 def review(
@@ -68,7 +75,7 @@ def review(
     It does without a hand on the keyboard what `labkit.widgets.review_table` does with one. Raises LabError, before
     anything is written, for a case that the pack does not have and for a pass that is not true, false or empty.
     """
-    cases = load_cases(pack.path(CASES))
+    cases = _asked(pack)
     if unknown := sorted(set(judgements) - {case.case_id for case in cases}):
         raise LabError(f"{CASES} has no case {', '.join(unknown)}", "judge the cases that were asked", pack.folder.name)
     for case_id, (passed, _) in judgements.items():
