@@ -83,7 +83,7 @@ def _check_answers(pack: PackReader, name: str, check: object) -> tuple[Run, Run
     """The source's answers and those of the run `name`, of which `check` says what the pack's files do."""
     check = _present(check, _CHECK, f"{REPORT}, {name}, check")
     try:
-        before, after = (read_run(pack.file(_answers(run))) for run in (SOURCE, name))
+        before, after = (_run(pack, run) for run in (SOURCE, name))
         found = compare_runs(before, after)
         share, limit = float(check["share"]), float(check["limit"])
     except LabError as error:
@@ -102,6 +102,10 @@ def _check_answers(pack: PackReader, name: str, check: object) -> tuple[Run, Run
     for run in (SOURCE, name):
         pack.once(lambda _, run=run: _require_verdicts(pack, run), (_require_verdicts, run))
     return before, after
+
+
+def _run(pack: PackReader, name: str) -> Run:
+    return pack.once(lambda _: read_run(pack.file(_answers(name))), (read_run, name))
 
 
 def _require_verdicts(pack: PackReader, run: str) -> int:
