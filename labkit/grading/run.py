@@ -3,6 +3,7 @@
 Pebble's pool starts another worker when one dies or is stopped, and says of which task it died.
 """
 
+import gc
 import multiprocessing
 import os
 import tempfile
@@ -69,10 +70,16 @@ def _graded(
 
 
 def _start_worker() -> None:
-    """One thread for each worker's arithmetic: the workers together already use every core."""
+    """One thread for each worker's arithmetic: the workers together already use every core.
+
+    An error that a reader remembers holds its frames, and they the reader, so each pack leaves garbage in circles: too
+    little for Python to look beside the objects of torch, which are therefore taken out of the collection here.
+    """
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()
+    gc.collect()
 
 
 def _result(submission: Submission, task: ProcessFuture, seconds: float) -> list[Graded]:
