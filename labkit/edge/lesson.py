@@ -26,6 +26,8 @@ LESSON = "13.7"
 REPORT, CHECKLIST, RUNS = "edge_report.json", "quality_checklist.json", "edge"
 EXPORTS = (("onnx", "int4"), ("onnx", "int8"), ("gguf", "Q4_K_M"), ("gguf", "Q8_0"))
 HALF = "bfloat16"
+FOUNDRY = "onnx int4"  # the export that is laid out for Foundry Local
+NO_FOUNDRY = f"no {FOUNDRY} export was made here"
 Event = Callable[[str], None]
 
 
@@ -50,9 +52,9 @@ class EdgeTask:
         self._scratch = tempfile.TemporaryDirectory(prefix="labkit-edge-")
         self.folder = Path(self._scratch.name)
 
-    def made(self, kind: str = "") -> list[str]:
-        """The exports, of `kind` where it is named, that were made and asked; others could not be made here."""
-        return [name for name, export in self.exports.items() if not export.get("not_run") and name.startswith(kind)]
+    def made(self) -> list[str]:
+        """The exports that were made and asked; others could not be made here."""
+        return [name for name, export in self.exports.items() if not export.get("not_run")]
 
     def load(self, name: str) -> ChatModel:
         return load_chat_model(str(artifact_of(self.folder / name)))
@@ -167,9 +169,9 @@ def write_report(pack: Pack, task: EdgeTask, foundry: Mapping | None = None) -> 
 
 def configure(pack: Pack, task: EdgeTask, name: str) -> dict:
     """inference_model.json of the int4 export under the name `name`, written into the pack; without one, why not."""
-    if not task.made("onnx"):
-        return {"not_run": "no ONNX export was made here"}
-    made = inference_model(task.folder / "onnx int4", name, f"{name}: an int4 ONNX export for a CPU, made by labkit")
+    if FOUNDRY not in task.made():
+        return {"not_run": NO_FOUNDRY}
+    made = inference_model(task.folder / FOUNDRY, name, f"{name}: an int4 ONNX export for a CPU, made by labkit")
     pack.write_json(INFERENCE_MODEL, made, LESSON)
     return made
 
@@ -178,9 +180,9 @@ def try_foundry(pack: Pack, task: EdgeTask, name: str) -> dict:
     """Register the int4 export with Foundry Local, ask it the cases, unregister it: what happened, or why it was not
     run. The report in the pack has it too."""
     try:
-        if not task.made("onnx"):
-            raise LabError("no ONNX export was made here", "install what the conversion lacks")
-        with loaded_in_foundry(task.folder / "onnx int4", name) as local:
+        if FOUNDRY not in task.made():
+            raise LabError(NO_FOUNDRY, "install what the conversion lacks")
+        with loaded_in_foundry(task.folder / FOUNDRY, name) as local:
             results = _asked(pack, task, "foundry", local.target)
             said = {"model_id": local.model_id, "listed": list(local.listed)}
         found = said | compare_answers(task.runs["source"], results, task.limit).as_dict()
