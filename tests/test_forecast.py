@@ -360,7 +360,15 @@ def test_forecast_and_measured_time_stand_side_by_side(ran):
     held = read_csv(ran.path(compare.COMPARED))
     assert held[-1]["lesson"] == compare.ALL
     assert held[4]["measured_minutes"] == "", "a lesson that failed has no time"
-    assert re.fullmatch(r"forecast: \d+\.\d minutes \(.*\), measured \d+\.\d: inside the range", compare.after_run(ran))
+    line = compare.after_run(ran)
+    assert re.fullmatch(r"forecast: \d+\.\d\d minutes \(.* to .*\), measured \d+\.\d\d: inside the range", line)
+    assert f"measured {held[-1]['measured_minutes']}:" in line
+
+
+def test_a_time_is_rounded_once_for_the_line_and_the_file():
+    whole = compare.Compared(compare.ALL, 2.0, 2.5, 3.0, measured=2.648)
+    assert whole.as_row()["measured_minutes"] == "2.65"
+    assert whole.as_line() == "forecast: 2.50 minutes (2.00 to 3.00), measured 2.65: inside the range"
 
 
 def test_the_report_shows_them_and_escapes_what_a_stranger_wrote(ran):

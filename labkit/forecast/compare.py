@@ -45,6 +45,12 @@ class Compared:
         told = ("" if number is None else f"{number:.2f}" for number in numbers)
         return dict(zip(COLUMNS, (self.lesson, *told, self.says), strict=True))
 
+    def as_line(self) -> str:
+        """The numbers of the row, for the terminal: rounded once, so that the file and the line say the same."""
+        row = self.as_row()
+        spoken = "forecast: {forecast_minutes} minutes ({low} to {high}), measured {measured_minutes}: {says}"
+        return spoken.format(**row) if self.ratio is not None else f"forecast: {self.says}"
+
 
 def compare(folder: Path) -> list[Compared]:
     """A row for each lesson of the forecast in the pack `folder`, and one for all that ran since it was made.
@@ -114,10 +120,6 @@ def compared_rows(pack: Pack) -> list[dict[str, str]]:
 def after_run(pack: Pack) -> str:
     """Forecast and measured minutes of all that ran, in one line, for the end of `labkit run`."""
     try:
-        whole = write_comparison(pack)[-1]
+        return write_comparison(pack)[-1].as_line()
     except LabError as missing:
         return f"forecast: {missing.what}"
-    if whole.ratio is None:
-        return f"forecast: {whole.says}"
-    spoken = f"forecast: {whole.forecast:.1f} minutes ({whole.low:.1f} to {whole.high:.1f})"
-    return f"{spoken}, measured {whole.measured:.1f}: {whole.says}"
