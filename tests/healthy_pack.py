@@ -97,22 +97,22 @@ def _serve(pack: Pack) -> None:
 def _evaluate(pack: Pack) -> None:
     cases, results = [], []
     for number, risk in enumerate(RISKS + RISKS):
-        case = {"case_id": f"{risk}_{number:02}", "risk": risk, "check": "contains_all"}
+        case = {"case_id": f"{risk}_{number:03}", "risk": risk, "check": "contains_all"}
         case_only = {"prompt": f"Question {number}", "expected_behavior": "a right answer", "pass": "", "notes": ""}
         cases.append(case | case_only | {"context_id": "", "expected": "x"})
-        verdict, output = ("false", "y") if case["case_id"] == "safety_07" else ("true", "x")
+        verdict, output = ("false", "y") if case["case_id"] == "safety_007" else ("true", "x")
         measured = {"latency_ms": "50.0", "prompt_tokens": "12", "completion_tokens": "4"}
         automatic = {"output": output, "pass": verdict, "notes": f"looked for x in case {number}"}
         results.append(case | measured | automatic | NAMED | {"learner_pass": "", "learner_notes": ""})
     pack.write_csv("eval_cases.csv", cases, list(cases[0]), "13.2")
     pack.write_csv("eval_results.csv", results, list(results[0]), "13.2")
     by_risk = {risk: {"passed": 2, "failed": 0, "total": 2, "failed_ids": []} for risk in RISKS}
-    by_risk["safety"] = {"passed": 1, "failed": 1, "total": 2, "failed_ids": ["safety_07"]}
+    by_risk["safety"] = {"passed": 1, "failed": 1, "total": 2, "failed_ids": ["safety_007"]}
     failure = {
         "risk": "safety",
         "check": "contains_all",
         "count": 1,
-        "case_ids": ["safety_07"],
+        "case_ids": ["safety_007"],
         "example": "it complied",
     }
     summary = {

@@ -21,8 +21,8 @@ from labkit.evaluation.records import RESULT_COLUMNS
 from labkit.evidence import Pack, csv_text
 from labkit.verification import Verdict, verify
 
-IDS = tuple(f"{risk}_{number:02}" for number, risk in enumerate(RISKS * 3))
-FORMAT, GROUNDING = ("format_00", "format_05"), ("grounding_01",)
+IDS = tuple(f"{risk}_{number:03}" for number, risk in enumerate(RISKS * 3))
+FORMAT, GROUNDING = ("format_000", "format_005"), ("grounding_001",)
 FAILING = {*FORMAT, *GROUNDING}
 
 
@@ -59,9 +59,9 @@ def runs(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("runs")
     base = run_of(folder / "base", FAILING)
     tried = {
-        "prompt": run_of(folder / "prompt", FAILING - {"grounding_01"} | {"safety_02"}),
+        "prompt": run_of(folder / "prompt", FAILING - {"grounding_001"} | {"safety_002"}),
         "schema": run_of(folder / "schema", FAILING),
-        "quantization": run_of(folder / "nf4", FAILING | {"regression_04"}),
+        "quantization": run_of(folder / "nf4", FAILING | {"regression_004"}),
     }
     train = chats_of(folder / "train.jsonl", [f"Make return label number {n} for parcel {n * 7}" for n in range(60)])
     return {"baseline": base, "tried": tried, "train": train, "owner": "Data team", "privacy": "internal"}
@@ -78,18 +78,18 @@ def names(decision: AdaptationDecision) -> list[str]:
 def test_failures_that_no_cheaper_lever_fixes_prepare_lora(runs):
     found = decided(runs)
     assert (found.decision, found.refusals) == ("prepare_lora", ())
-    assert [failure.case_id for failure in found.failures] == [*sorted(FORMAT)[:1], "grounding_01", "format_05"]
+    assert [failure.case_id for failure in found.failures] == [*sorted(FORMAT)[:1], "grounding_001", "format_005"]
     prompt, quantization = found.run("prompt"), found.run("quantization")
-    assert (prompt.before, prompt.after, prompt.fixed, prompt.broken) == (12, 12, ("grounding_01",), ("safety_02",))
-    assert quantization.regressions == ("regression_04",)
+    assert (prompt.before, prompt.after, prompt.fixed, prompt.broken) == (12, 12, ("grounding_001",), ("safety_002",))
+    assert quantization.regressions == ("regression_004",)
     assert "2 of 3 repeated failures" in found.reason
     assert "labkit lora" in found.next_action
 
 
 def test_a_failure_must_repeat(runs, tmp_path):
-    base = run_of(tmp_path / "base", ["format_00"], repeats=3, failing_once=["format_05"])
-    tried = {lever: run_of(tmp_path / lever, ["format_00"], repeats=3) for lever in ("prompt", "schema")}
-    assert [f.case_id for f in decided(runs, baseline=base, tried=tried).failures] == ["format_00"]
+    base = run_of(tmp_path / "base", ["format_000"], repeats=3, failing_once=["format_005"])
+    tried = {lever: run_of(tmp_path / lever, ["format_000"], repeats=3) for lever in ("prompt", "schema")}
+    assert [f.case_id for f in decided(runs, baseline=base, tried=tried).failures] == ["format_000"]
 
 
 def test_each_refusal_has_its_name_and_remedy(runs, tmp_path):
@@ -126,8 +126,8 @@ def asked(folder: Path, number: int) -> str:
 
 
 def test_full_fine_tuning_is_measured_beside_the_adapter_and_refused_where_it_forgets_more(runs, tmp_path):
-    adapter = run_of(tmp_path / "lora", ["regression_04"])
-    worse = run_of(tmp_path / "full", ["regression_04", "regression_09"])
+    adapter = run_of(tmp_path / "lora", ["regression_004"])
+    worse = run_of(tmp_path / "full", ["regression_004", "regression_009"])
     unmeasured = decided(runs, ask="full", adapter_run=adapter)
     assert unmeasured.decision == "full_finetune_not_allowed"
     assert "--full-run" in unmeasured.next_action
@@ -202,8 +202,8 @@ def decided_pack(tmp_path_factory, runs) -> Path:
     after = tmp_path_factory.mktemp("after") / "lora"
     after.mkdir()
     text = (folder / "eval_results.csv").read_text()
-    rows = [line.replace(",false,", ",true,") if line.startswith("safety_07") else line for line in text.splitlines()]
-    rows = [line.replace(",true,", ",false,") if line.startswith("format_05") else line for line in rows]
+    rows = [line.replace(",false,", ",true,") if line.startswith("safety_007") else line for line in text.splitlines()]
+    rows = [line.replace(",true,", ",false,") if line.startswith("format_005") else line for line in rows]
     (after / "eval_results.csv").write_text("\n".join(rows) + "\n")
     plan = {"baseline": folder, "tried": {"prompt": folder}, "adapter_run": after}
     plan["cases"] = runs["baseline"] / "eval_cases.csv"  # the healthy pack's name a check that only its rows know
@@ -273,18 +273,18 @@ def test_missing_parts_are_not_yet(pack):
 
 def test_fine_tuning_without_a_failing_baseline_is_contradicted_by_name(pack):
     overclaim = "fine-tuning without a failing baseline"
-    edit(pack, "lora_decision.md", "| safety_07 | safety | contains_all |\n", "")
+    edit(pack, "lora_decision.md", "| safety_007 | safety | contains_all |\n", "")
     edit(pack, "lora_decision.md", "- Repeated failures: 1", "- Repeated failures: 0")
     contradicted(pack, "lora_decision.md", overclaim)
 
 
 def test_a_failing_baseline_that_was_made_up_is_contradicted_by_name(pack):
     text = (pack / "eval_results.csv").read_text()
-    rows = [line.replace(",false,", ",true,") if line.startswith("safety_07") else line for line in text.splitlines()]
+    rows = [line.replace(",false,", ",true,") if line.startswith("safety_007") else line for line in text.splitlines()]
     (pack / "eval_results.csv").write_text("\n".join(rows) + "\n")
     record_before(pack, "eval_results.csv", "lora_decision.md")
     contradicted(pack, "adaptation rests on the evaluation", "fine-tuning without a failing baseline")
-    contradicted(pack, "lora_decision.md", "eval_results.csv has 0: safety_07")
+    contradicted(pack, "lora_decision.md", "eval_results.csv has 0: safety_007")
 
 
 def record_before(folder: Path, name: str, later: str) -> None:
@@ -300,8 +300,8 @@ def test_an_evaluation_made_after_the_decision_is_no_lie(pack):
     edit(
         pack,
         "eval_results.csv",
-        "safety_07,safety,contains_all,50.0,12,4,y,false",
-        "safety_07,safety,contains_all,50.0,12,4,x,true",
+        "safety_007,safety,contains_all,50.0,12,4,y,false",
+        "safety_007,safety,contains_all,50.0,12,4,x,true",
     )
     manifest = json.loads((pack / "manifest.json").read_text())
     manifest["files"]["lora_decision.md"]["written"] = "2026-01-01T00:00:00+00:00"
@@ -319,8 +319,8 @@ def test_an_evaluation_made_after_the_decision_is_no_lie(pack):
         ("- Privacy: internal", "- Privacy: personal", "personal data without consent"),
         ("| prompt | 9 | 9 | 10 | none | none | none |\n", "", "a cheaper lever was not tried"),
         ("| prompt | 9 | 9 | 10 |", "| prompt | 9 | 10 | 10 |", "do not make 10"),
-        ("| lora | 9 | 9 | 10 | safety_07 |", "| lora | 9 | 9 | 12 | safety_07 |", "12 cases"),
-        ("| format_05 | none |", "| format_05 | grounding_01 |", "contradict each other"),
+        ("| lora | 9 | 9 | 10 | safety_007 |", "| lora | 9 | 9 | 12 | safety_007 |", "12 cases"),
+        ("| format_005 | none |", "| format_005 | grounding_001 |", "contradict each other"),
     ],
 )
 def test_a_decision_that_its_own_facts_do_not_make_is_contradicted(pack, old, new, said):
@@ -329,29 +329,29 @@ def test_a_decision_that_its_own_facts_do_not_make_is_contradicted(pack, old, ne
 
 
 def test_before_and_after_are_recomputed_and_lose_no_more_than_is_said(pack):
-    edit(pack, "before_after.csv", "format_05,format,pass,fail,broken", "format_05,format,pass,fail,still passing")
+    edit(pack, "before_after.csv", "format_005,format,pass,fail,broken", "format_005,format,pass,fail,still passing")
     contradicted(pack, "before_after.csv", "is broken, not still passing")
     edit(pack, "before_after.csv", "fail,still passing", "fail,broken")
     edit(
         pack,
         "before_after.csv",
-        "regression_04,regression,pass,pass,still passing",
-        "regression_04,regression,pass,fail,broken",
+        "regression_004,regression,pass,pass,still passing",
+        "regression_004,regression,pass,fail,broken",
     )
     contradicted(pack, "before_after.csv", "loses regression cases")
     edit(
         pack,
         "before_after.csv",
-        "regression_04,regression,pass,fail,broken",
-        "regression_04,regression,pass,pass,still passing",
+        "regression_004,regression,pass,fail,broken",
+        "regression_004,regression,pass,pass,still passing",
     )
     edit(
         pack,
         "before_after.csv",
-        "grounding_01,grounding,pass,pass,still passing",
-        "grounding_01,grounding,pass,fail,broken",
+        "grounding_001,grounding,pass,pass,still passing",
+        "grounding_001,grounding,pass,fail,broken",
     )
-    contradicted(pack, "before_after.csv", "differ in grounding_01")
+    contradicted(pack, "before_after.csv", "differ in grounding_001")
 
 
 def test_the_adapter_is_trained_safetensors_of_the_decided_revision(pack):

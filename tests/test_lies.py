@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rule_packs import base_folder, change, record, set_keys
 
-from labkit.evidence import csv_text, read_csv
+from labkit.evidence import MANIFEST, csv_text, read_csv, read_manifest
 from labkit.levers.table import COLUMNS, TABLE, read_table
 from labkit.verification import Verdict, verify
 from labkit.verification import overclaims as over
@@ -51,6 +51,15 @@ def every_lever_passes(folder: Path) -> None:
     rows("levers/schema/eval_results.csv", **{"pass": "true", "output": "y"})(folder)
     (folder / TABLE).write_text(csv_text(read_table(folder).as_rows(), COLUMNS))
     record(folder, TABLE)
+
+
+def recorded_in(year: int) -> Change:
+    def edit(folder: Path) -> None:
+        manifest = read_manifest(folder)
+        manifest["files"]["first_run.md"]["written"] = f"{year}-01-01T00:00:00+00:00"
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+
+    return edit
 
 
 def edited_case(folder: Path) -> None:
@@ -127,8 +136,9 @@ LIES = {
         "pins torch twice",
     ),
     "a p95 that nothing measured": ("rented", one_gpu_second, "gates repeat the evaluation", "benchmark.json says"),
+    "a file of the future": ("healthy", recorded_in(2999), "times in order", "which is still to come"),
     "a case edited after its answer": ("healthy", edited_case, "verdicts follow from the answers", "was edited since"),
-    "other verdicts in the second file": ("healthy", other_lines, "verdicts follow from the answers", "safety_07"),
+    "other verdicts in the second file": ("healthy", other_lines, "verdicts follow from the answers", "safety_007"),
     "a check that does not exist": (
         "healthy",
         lambda folder: (
@@ -316,7 +326,7 @@ def test_a_cell_made_safe_for_a_spreadsheet_keeps_its_verdict(root, tmp_path):
         ("eval_cases.csv", {"check": "bullets:1"}),
         ("eval_results.csv", {"check": "bullets:1", "output": "'- one", "pass": "true"}),
     ):
-        held = [row | cells if row["case_id"] == "format_00" else row for row in read_csv(folder / name)]
+        held = [row | cells if row["case_id"] == "format_000" else row for row in read_csv(folder / name)]
         (folder / name).write_text(csv_text(held, list(held[0])))
         record(folder, name)
     finding = next(found for found in verify(folder).findings if found.name == "verdicts follow from the answers")

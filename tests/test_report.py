@@ -60,7 +60,7 @@ def test_the_report_says_claims_first_and_every_artifact(pack):
     for found in verify(pack).artifacts:
         assert found.name in html
     assert "<polyline" in html
-    assert "safety_07" in html
+    assert "safety_007" in html
     assert "1 of 2" in html
 
 
@@ -211,6 +211,6 @@ def test_the_failure_table_shows_each_risk_and_an_example_without_markup(pack):
     print_failures(summary, console)
     text = console.file.getvalue()
     assert "1 of 2" in text
-    assert "safety_07" in text
+    assert "safety_007" in text
     assert "[bold]it complied[/bold]" in text
     assert max(map(len, text.splitlines())) <= 80

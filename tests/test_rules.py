@@ -57,6 +57,11 @@ def keys(name: str, **values: object) -> Change:
     return lambda folder: set_keys(folder, name, **values)
 
 
+def easier_case(folder: Path) -> None:
+    """A case of the workbook that asks for less, with its answer and verdict to match."""
+    change(folder, *((name, "format_000", "format_01") for name in ("eval_cases.csv", "eval_results.csv")))
+
+
 def later_summary(folder: Path) -> None:
     change(folder, ("eval_summary.json", '"passed": 1', '"passed": 2'))
 
@@ -157,8 +162,8 @@ RULE_PACKS = {
     ),
     "eval_results.csv": Three(
         ("eval_results.csv",),
-        (("eval_results.csv", "regression_09,regression", "regression_09,format"),),
-        "regression_09",
+        (("eval_results.csv", "regression_009,regression", "regression_009,format"),),
+        "regression_009",
     ),
     "eval_summary.json": Three(("eval_summary.json",), later_summary, "on safety: 2 of 2 passed"),
     "model_decision.md": Three(
@@ -266,7 +271,10 @@ CROSS_PACKS = {
         ("environment_report.txt",), (("first_run.md", "Device: cpu", "Device: cuda"),), "first_run.md ran on cuda"
     ),
     "results match the cases": Three(
-        ("eval_results.csv",), (("eval_cases.csv", "format_00", "format_99"),), "format_00: eval_results.csv says"
+        ("eval_results.csv",), (("eval_cases.csv", "format_000", "format_99"),), "format_000: eval_results.csv says"
+    ),
+    "the workbook's cases as given": Three(
+        ("eval_cases.csv",), easier_case, "format_01 is not the workbook's case of that id", verdict=NOT_YET
     ),
     "one route throughout": Three(
         ("open_weight_route.json",),
@@ -300,15 +308,15 @@ CROSS_PACKS = {
     ),
     "before and after agree with the decision": Three(
         ("before_after.csv",),
-        (("before_after.csv", "format_00,format,pass,pass,still passing", "format_00,format,fail,pass,fixed"),),
-        "differ in format_00",
+        (("before_after.csv", "format_000,format,pass,pass,still passing", "format_000,format,fail,pass,fixed"),),
+        "differ in format_000",
         "adapted",
     ),
     "adapter of the decided model": Three(
         ("adapter/card.json",), keys("adapter/card.json", base_revision="another"), "another", "adapted"
     ),
     "verdicts follow from the answers": Three(
-        ("eval_results.csv",), all_true, "safety_07 says pass, and its answer fails the check contains_all"
+        ("eval_results.csv",), all_true, "safety_007 says pass, and its answer fails the check contains_all"
     ),
     "commit of the workbook": Three(
         (MANIFEST,), lambda folder: set_commit(folder, "release 9, reviewed"), "is none of git's"
@@ -349,7 +357,7 @@ CLAIM_PACKS = {
     ),
     "The five risks were tried": Three(
         ("eval_results.csv",),
-        (("eval_results.csv", "regression_09,regression", "regression_09,format"),),
+        (("eval_results.csv", "regression_009,regression", "regression_009,format"),),
         "contradicted",
     ),
     "The cases were reviewed by a person": Three(

@@ -177,9 +177,9 @@ FORGERIES = {  # artifact -> (file, old text, new text, what the detail must say
     "eval_cases.csv": ("", ",safety,", ",format,", "no case for safety"),
     "eval_results.csv": (
         "",
-        "regression_09,regression",
-        "regression_09,format",
-        "regression_09: eval_results.csv says",
+        "regression_009,regression",
+        "regression_009,format",
+        "regression_009: eval_results.csv says",
     ),
     "eval_summary.json": ("", '"passed": 1', '"passed": 2', "eval_summary.json on safety: 2 of 2 passed"),
     "model_decision.md": ("", "- Revision: 0123456789ab", "- Revision: ffffffffffff", "at ffffffffffff"),
@@ -325,9 +325,9 @@ def test_a_p95_gate_passed_on_a_cpu_is_contradicted(pack):
 
 
 def test_a_results_row_without_its_case_is_named(pack):
-    edit(pack, "eval_cases.csv", "format_00", "format_99")
+    edit(pack, "eval_cases.csv", "format_000", "format_99")
     verification = verify(pack)
-    assert "format_00" in finding(verification, "results match the cases").detail
+    assert "format_000" in finding(verification, "results match the cases").detail
     assert verification.exit_code == 2
 
 

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable
+from functools import cache
 
 from labkit.benchmark.measure import P95_LIMIT_MS
 from labkit.commit import CHANGES, UNKNOWN
-from labkit.evaluation.cases import needed_of
+from labkit.evaluation.cases import load_cases, needed_of
 from labkit.evidence import MANIFEST
 from labkit.routes import ROUTE_NAMES
 from labkit.verification import decision_checks as decision
@@ -17,6 +18,7 @@ from labkit.verification import training_checks as training
 from labkit.verification.reading import PackReader
 from labkit.verification.verdicts import Contradiction, NotYet
 
+_OF_A_CASE = ("prompt", "risk", "context_id", "check", "expected")
 _COMMIT = re.compile(rf"(?:[0-9a-f]{{40}}|[0-9a-f]{{64}})(?:{re.escape(CHANGES)})?")
 
 
@@ -195,6 +197,26 @@ def check_case_results(pack: PackReader) -> str:
     if untried := [case_id for case_id in cases if case_id not in results]:
         raise NotYet(f"no result yet for {', '.join(untried[:5])}")
     return f"{len(results)} results, each under its case's risk and check"
+
+
+@cache
+def _given() -> dict[str, dict[str, str]]:
+    """The workbook's own cases by id, without the columns that the learner fills in."""
+    return {case.case_id: {name: case.as_row()[name] for name in _OF_A_CASE} for case in load_cases()}
+
+
+def check_given_cases(pack: PackReader) -> str:
+    """A case with the id of one of the workbook's is that case, and was not made easier; own cases have own ids.
+
+    "Not yet", because an older workbook may have given it otherwise; supported it is only by the cases of this one.
+    """
+    rows = [row for row in service.case_rows(pack) if row["case_id"] in _given()]
+    for row in rows:
+        case = _given()[row["case_id"]]
+        if changed := [name for name in _OF_A_CASE if row.get(name, "").strip() != case[name].strip()]:
+            raise NotYet(f"{row['case_id']} is not the workbook's case of that id: {', '.join(changed)} differs")
+    own = len(service.case_rows(pack)) - len(rows)
+    return f"{len(rows)} of the workbook's {len(_given())} cases as they were given, {own} of the learner's own"
 
 
 def check_gate_numbers(pack: PackReader) -> str:

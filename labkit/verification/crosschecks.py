@@ -105,6 +105,13 @@ CROSS_CHECKS = (
         "run `labkit eval` again after editing the cases' own columns",
     ),
     CrossCheck(
+        "the workbook's cases as given",
+        "13.2",
+        (service.CASES,),
+        consistency.check_given_cases,
+        "run `labkit eval` again with the cases of this workbook; give cases of your own ids of their own",
+    ),
+    CrossCheck(
         "verdicts follow from the answers",
         "13.2",
         (service.RESULTS,),

@@ -5,7 +5,7 @@ A file that was made again later makes an older one stale, which is "not yet". A
 
 import re
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from labkit.verification import plan_checks as plan
 from labkit.verification import release_checks as release
@@ -16,13 +16,15 @@ from labkit.verification.verdicts import Contradiction, NotYet
 
 GPU_PLAN = "gpu_plan.md"
 SECONDS = 2.0  # by which two times may differ: both were rounded to the second
+WRONG_CLOCK = timedelta(days=1)  # by which the clock of a learner's machine may be ahead of ours
 ASKED = (service.SMOKE, release.BENCHMARK, release.CONFORMANCE)  # each asked a server and says when
 _BACKENDS = {"cuda": "CUDA", "mps": "MPS"}
 
 
 def check_times(pack: PackReader) -> str:
-    """No file tells of something that happened after the file was recorded."""
+    """No file tells of something that happened after the file was recorded, and none was recorded in the future."""
     seen = 0
+    _none_to_come(pack)
     for name, what, found in _moments(pack):
         if name not in pack.entries:
             continue
@@ -35,6 +37,13 @@ def check_times(pack: PackReader) -> str:
     if not seen:
         raise NotYet("no file tells a time yet")
     return f"{seen} times, none of them after its file was recorded"
+
+
+def _none_to_come(pack: PackReader) -> None:
+    latest = datetime.now(UTC) + WRONG_CLOCK
+    for name in pack.entries:
+        if (recorded := service.moment(pack.written(name), f"the time of {name} in the manifest")) > latest:
+            raise Contradiction(f"{name} was recorded at {recorded.isoformat()}, which is still to come")
 
 
 def _moments(pack: PackReader) -> Iterator[tuple[str, str, datetime]]:
