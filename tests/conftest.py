@@ -1,6 +1,7 @@
 """What several test files share. Imports are in the fixtures: the process that only spreads the tests needs none."""
 
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_configure(config):
     config.pluginmanager.register(notebook_packs)
+    _hear_signals()
+
+
+def _hear_signals():
+    """A shell's background job ignores SIGINT and `nohup` SIGHUP, and every process that a test starts inherits that."""
+    heard = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}  # Windows has no SIGHUP
+    for name, handler in heard.items():
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -176,6 +176,16 @@ def test_a_broken_checkpoint_is_told_and_leaves_no_folder(spoil, message, even_f
     assert not (tmp_path / "new").exists()
 
 
+def test_a_file_that_fails_half_way_is_named_and_leaves_no_folder(even_folder, tmp_path, monkeypatch):
+    (tmp_path / "there").write_text("")
+    monkeypatch.setattr("labkit.export.gguf.write_gguf", lambda *_: (tmp_path / "there" / "part").mkdir())
+    run = ["export", "gguf", str(even_folder), "--quant", "F16", "--out", str(tmp_path / "new")]
+    done = CliRunner().invoke(app, run)
+    assert isinstance(done.exception, LabError)
+    assert done.exception.what == "the export into new was ended at part: Not a directory"
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_folder_of_a_gguf_export_is_a_model_as_an_onnx_one_is(even_folder, tmp_path):
     with convert.source_of(str(even_folder)) as source:
         convert.export_gguf(source, tmp_path / "half", "f16")

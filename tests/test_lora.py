@@ -432,6 +432,20 @@ def test_the_commands_tune_and_merge(sources, tiny_model_folder, tmp_path):
     assert refused.exception.what == "the folder merged is not empty"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--replay-share", "0.5"], "--replay-share is of the chats of --replay, which is missing"),
+        (["--held-out-share", "0.5", "--held-out", "chats.jsonl"], "so no share is kept"),
+    ],
+)
+def test_a_share_of_nothing_is_refused(options, message, sources, tmp_path):
+    done = CliRunner().invoke(app, ["lora", str(sources.data), "--out", str(tmp_path / "adapter"), *options])
+    assert isinstance(done.exception, LabError)
+    assert message in done.exception.what
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_a_cpu_computes_in_fp32_unless_told():
     assert tuning_precision("auto", "cpu").name == "fp32"
     assert tuning_precision("bf16", "cpu").name == "bf16"

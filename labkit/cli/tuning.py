@@ -44,7 +44,12 @@ def lora(
 ) -> None:
     """Fine-tune a model on chats: LoRA, QLoRA, or with --full every weight."""
     from labkit.adaptation.lora.settings import preset as named
+    from labkit.errors import LabError
 
+    if replay_share is not None and replay is None:
+        raise LabError("--replay-share is of the chats of --replay, which is missing", "add --replay data/replay.jsonl")
+    if held_out_share is not None and held_out is not None:
+        raise LabError("--held-out gives the held-out chats, so no share is kept", "leave out one of the two options")
     settings = named(
         preset,
         replay_share=replay_share,

@@ -156,7 +156,7 @@ def check_export(source: Source, out: Path, card: ExportCard, cases: Sequence[Ca
 def _new_folder(out: Path) -> Iterator[None]:
     """The folder made, if it can be, before the work; after work that failed nothing of it is left.
 
-    Raises LabError for a folder that is not empty, or cannot be written.
+    Raises LabError for a folder that is not empty, or cannot be written, and for what the file system refuses later.
     """
     name = out.resolve().name
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -164,12 +164,18 @@ def _new_folder(out: Path) -> Iterator[None]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        shutil.rmtree(out, ignore_errors=True)
+        reason = error.strerror or error
+        raise LabError(f"nothing can be written into the folder {name}: {reason}", NEXT_FOLDER) from error
+    try:
         yield
     except BaseException as error:
         shutil.rmtree(out, ignore_errors=True)
         if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-            raise LabError(f"nothing can be written into the folder {name}: {reason}", NEXT_FOLDER) from error
+            where = f" at {Path(error.filename).name}" if error.filename else ""
+            what = f"the export into {name} was ended{where}: {error.strerror or error}"
+            raise LabError(what, "make that file readable, or free some space, and export again") from error
         raise
 
 
