@@ -17,7 +17,7 @@ def pytest_configure(config):
 
 
 def _hear_signals():
-    """A shell's background job ignores SIGINT and `nohup` SIGHUP, and every process that a test starts inherits that."""
+    """A shell's background job ignores SIGINT, `nohup` SIGHUP, and each process that a test starts inherits that."""
     heard = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}  # Windows has no SIGHUP
     for name, handler in heard.items():
         number = getattr(signal, name, None)

@@ -3,6 +3,7 @@
 import re
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
@@ -40,6 +41,19 @@ def pytest_runtest_setup(item: pytest.Item):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("LABKIT_EVIDENCE", packs[name])
         return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None):
+    """nbval sees that every cell ran; after the last one of a notebook the verifier says whether its files agree."""
+    ended = yield
+    if item.path.suffix == ".ipynb" and (nextitem is None or nextitem.path != item.path):
+        from labkit.verification import Verdict, verify
+
+        found = verify(Path(item.config.stash[PACKS][together(item.path.name)])).findings
+        said = [f"{one.name}: {one.detail}" for one in found if one.verdict is Verdict.CONTRADICTED]
+        assert not said, f"after {item.path.name} the pack contradicts itself: {said}"
+    return ended
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -163,7 +163,9 @@ def _write_adapter(pack: Pack) -> None:
     matrices = {f"{layer}.lora_A.weight": torch.ones(4, 16), f"{layer}.lora_B.weight": torch.ones(16, 4)}
     save_file(matrices, pack.folder / "adapter" / "adapter_model.safetensors")
     pack.record("adapter", "13.6")
-    pack.write_json("adapter/adapter_config.json", {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}, "13.6")
+    config = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}
+    config |= {"base_model_name_or_path": f"data/models/{MODEL}"}  # the place, as `labkit lora` has it written
+    pack.write_json("adapter/adapter_config.json", config, "13.6")
     pack.write_json("adapter/card.json", {"base_model": MODEL, "base_revision": REVISION}, "13.6")
 
 

@@ -192,9 +192,12 @@ def check_adapter(pack: PackReader) -> str:
 
 
 def _check_card(config: dict, card: dict, numbers: int) -> None:
-    """The base and the size that the card says are those of the adapter beside it, where both say them."""
+    """The base and the size that the card says are those of the adapter beside it, where both say them.
+
+    peft's file holds where the base was loaded from, which ends in its name.
+    """
     base = config.get("base_model_name_or_path")
-    if base and base != card["base_model"]:
+    if base and Path(str(base)).name != Path(str(card["base_model"])).name:
         raise Contradiction(f"{CARD} says the base {card['base_model']}, {CONFIG} says {base}")
     trained = card.get("trainable_parameters", numbers)
     if trained != numbers:
