@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from healthy_pack import edit, healthy_folder, rewrite_json
 from rich.console import Console
+from rule_packs import adapt, to_the_edge
 
 from labkit.errors import LabError
 from labkit.evidence import read_json
@@ -62,6 +63,20 @@ def test_the_report_says_claims_first_and_every_artifact(pack):
     assert "<polyline" in html
     assert "safety_007" in html
     assert "1 of 2" in html
+
+
+def test_levers_and_exports_have_a_table_and_damaged_ones_have_none(pack):
+    for step in (adapt, to_the_edge):
+        step(pack)
+    html = re.sub(r"\s*\n\s*", "", write_report(pack).read_text())
+    assert '<th scope="row">safety (2)</th><td data-label="plain">1</td><td data-label="schema">2</td>' in html
+    assert '<th scope="row">onnx int4</th><td data-label="Size">4.0 MB</td>' in html
+    assert "not run: llama-cpp-python is not installed" in html
+    rewrite_json(pack, "edge_report.json", exports=[{"kind": "onnx"}])
+    (pack / "levers" / "cases.csv").unlink()
+    html = write_report(pack).read_text()
+    assert "The same cases before and after" not in html
+    assert "Passed cases by lever" not in html
 
 
 def test_the_report_is_one_well_formed_file_that_loads_nothing(pack):

@@ -1,4 +1,4 @@
-"""What the report shows of each artifact: its verdict, its files, and a picture of what was measured in it."""
+"""What the report shows of each artifact: its verdict, its files, and a picture or table of what was measured in it."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from labkit.evidence import finite
+from labkit.levers.table import read_table
 from labkit.report.charts import Bars, Chart, latency_chart, loss_chart, memory_bars, risk_bars
 from labkit.verification import Finding, Verification
+from labkit.verification import adaptation_checks as adaptation
+from labkit.verification import edge_checks as edge
 from labkit.verification import release_checks as release
 from labkit.verification import service_checks as service
 from labkit.verification import training_checks as training
@@ -20,15 +23,24 @@ FAILURES_SHOWN = 12
 
 
 @dataclass(frozen=True)
+class ShownTable:
+    """Rows of an artifact as people read them; the first cell of each names it."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class ArtifactView:
-    """One artifact of the report. `files` are (name, link, size); `failures` are (risk, check, count, ids, example)."""
+    """One artifact of the report. `files` are (name, link, size)."""
 
     finding: Finding
     anchor: str
     files: tuple[tuple[str, str, str], ...]
     chart: Chart | None = None
     bars: Bars | None = None
-    failures: tuple[tuple[str, ...], ...] = ()
+    table: ShownTable | None = None
 
 
 def artifact_views(pack: PackReader, found: Verification) -> list[ArtifactView]:
@@ -44,6 +56,8 @@ def _view(pack: PackReader, finding: Finding) -> ArtifactView:
             "chart": latency_chart(pack.json(release.BENCHMARK)),
             "bars": memory_bars(memory_peaks(pack)),
         },
+        adaptation.LEVER_TABLE: lambda: {"table": _levers(pack)},
+        edge.REPORT: lambda: {"table": _exports(pack.json(edge.REPORT))},
         service.FIRST_RUN: lambda: {} if pack.exists(release.BENCHMARK) else {"bars": memory_bars(memory_peaks(pack))},
     }
     pictures = _or_else(shown.get(finding.name, dict), {})
@@ -52,13 +66,40 @@ def _view(pack: PackReader, finding: Finding) -> ArtifactView:
 
 
 def _evaluation(summary: Mapping) -> dict:
-    failures = _or_else(lambda: tuple(map(_failure, summary.get("failures", [])[:FAILURES_SHOWN])), ())
-    return {"bars": _or_else(lambda: risk_bars(summary["by_risk"]), None), "failures": failures}
+    failures = _or_else(lambda: tuple(map(_failure, summary["failures"][:FAILURES_SHOWN])), ())
+    table = ShownTable("Failures by risk and check", ("Risk", "Check", "Count", "Cases", "Example"), failures)
+    bars = _or_else(lambda: risk_bars(summary["by_risk"]), None)
+    return {"bars": bars, "table": table if failures else None}
 
 
 def _failure(row: Mapping) -> tuple[str, ...]:
-    told = [row["risk"], row["check"], row["count"], ", ".join(map(str, row["case_ids"])), row.get("example", "")]
-    return tuple(printable(str(text)) for text in told)
+    return _told(row["risk"], row["check"], row["count"], ", ".join(map(str, row["case_ids"])), row.get("example", ""))
+
+
+def _levers(pack: PackReader) -> ShownTable:
+    rows = read_table(pack.folder).by_group()
+    caption = "Passed cases by lever, the least and the most of its seeds"
+    return ShownTable(caption, ("Cases", *list(rows[0])[1:]), tuple(_told(*row.values()) for row in rows))
+
+
+def _exports(report: Mapping) -> ShownTable:
+    columns = ("Export", "Size", "Answers that differ", "Fixed", "Broken", "Flagged")
+    return ShownTable("The same cases before and after", columns, tuple(map(_export, report["exports"])))
+
+
+def _export(card: Mapping) -> tuple[str, ...]:
+    name = f"{card['kind']} {card['precision']}"
+    if "not_run" in card:
+        return _told(name, "", f"not run: {card['not_run']}", "", "", "")
+    check, size = card["check"], sum(file["bytes"] for file in card["files"].values())
+    changed = (", ".join(check[name]) or "none" for name in ("fixed", "broken"))
+    differ = f"{len(check['answers_differ'])} of {check['cases']}"
+    flagged = "yes" if check["flagged"] else "no"
+    return _told(name, readable_size(size), differ, *changed, flagged)
+
+
+def _told(*cells: object) -> tuple[str, ...]:
+    return tuple(printable(str(cell)) for cell in cells)
 
 
 def memory_peaks(pack: PackReader) -> list[tuple[str, float]]:
