@@ -152,6 +152,9 @@ def _served(pack: PackReader) -> dict[str, str]:
     for name in (release.BENCHMARK, release.CONFORMANCE):
         if pack.exists(name) and (asked := pack.json(name)).get("base_url") == _base_url(contract):
             said[name] = _named({"revision": contract.get("revision")} | asked)
+    proof = pack.json(release.SHUTDOWN) if pack.exists(release.SHUTDOWN) else {}
+    if proof.get("model") and str(_base_url(contract)).endswith(f":{proof.get('port')}"):
+        said[release.SHUTDOWN] = _named({"revision": contract.get("revision"), "model": proof["model"]})
     return said
 
 
@@ -215,6 +218,8 @@ def check_given_cases(pack: PackReader) -> str:
         case = _given()[row["case_id"]]
         if changed := [name for name in _OF_A_CASE if row.get(name, "").strip() != case[name].strip()]:
             raise NotYet(f"{row['case_id']} is not the workbook's case of that id: {', '.join(changed)} differs")
+    if rows and (left := sorted(_given().keys() - {row["case_id"] for row in rows})):
+        raise NotYet(f"{len(left)} of the workbook's {len(_given())} cases were left out: {', '.join(left[:5])}")
     own = len(service.case_rows(pack)) - len(rows)
     return f"{len(rows)} of the workbook's {len(_given())} cases as they were given, {own} of the learner's own"
 
@@ -257,6 +262,11 @@ def check_smoke_server(pack: PackReader) -> str:
     met, described = pack.json(service.SMOKE)["base_url"], pack.json(release.CONTRACT)["endpoint"]["base_url"]
     if met != described:
         raise NotYet(f"{service.SMOKE} met {met}, {release.CONTRACT} describes {described}")
+    health, contract = pack.json(service.SMOKE)["health"], pack.json(release.CONTRACT)
+    for key in ("backend", "dtype"):
+        if health.get(key) and health[key] != contract[key]:
+            timing.made_again(pack, release.CONTRACT, service.SMOKE)
+            raise Contradiction(f"{service.SMOKE} met {key} {health[key]}, {release.CONTRACT} says {contract[key]}")
     return f"both are of {met}"
 
 

@@ -8,9 +8,14 @@ from labkit.verification import adaptation_checks as adaptation
 from labkit.verification import answer_checks as answers
 from labkit.verification import consistency_checks as consistency
 from labkit.verification import decision_checks as decision
+from labkit.verification import gate_checks as gates
+from labkit.verification import lever_checks as levers
+from labkit.verification import load_checks as load
+from labkit.verification import notebook_checks as notebooks
 from labkit.verification import overclaims
 from labkit.verification import plan_checks as plan
 from labkit.verification import release_checks as release
+from labkit.verification import row_checks as rows
 from labkit.verification import service_checks as service
 from labkit.verification import timing_checks as timing
 from labkit.verification import training_checks as training
@@ -118,6 +123,13 @@ CROSS_CHECKS = (
         answers.check_verdicts,
         "run `labkit eval` again, and leave its pass column alone: your own judgement stands in eval_cases.csv",
     ),
+    CrossCheck(
+        "answers fit their tokens and times",
+        "13.2",
+        (service.RESULTS,),
+        rows.check_rows,
+        "run `labkit eval` again, and leave its answers and their columns alone",
+    ),
     CrossCheck("one route throughout", "13.4", (plan.ROUTE_PLAN,), consistency.check_route, _ALL_AGAIN),
     CrossCheck("one model throughout", "13.4", (decision.MODEL_DECISION,), consistency.check_model, _ALL_AGAIN),
     CrossCheck(
@@ -131,7 +143,7 @@ CROSS_CHECKS = (
         "gates repeat the evaluation",
         "13.4",
         (release.GATES,),
-        consistency.check_gate_numbers,
+        gates.check_gates,
         "run `labkit release` again",
     ),
     CrossCheck(
@@ -148,6 +160,14 @@ CROSS_CHECKS = (
         (adaptation.DECISION, adaptation.BEFORE_AFTER),
         adaptation.check_changes,
         "run `labkit adapt-decision` again with --adapter-run",
+        optional=True,
+    ),
+    CrossCheck(
+        "decision rests on the levers' runs",
+        "13.6",
+        (adaptation.DECISION, adaptation.LEVER_TABLE),
+        levers.check_runs,
+        "run `labkit levers`, then `labkit adapt-decision` with those runs",
         optional=True,
     ),
     CrossCheck(
@@ -178,7 +198,7 @@ CROSS_CHECKS = (
         "benchmark agrees with its log",
         "13.4",
         (release.BENCHMARK,),
-        timing.check_benchmark_rows,
+        load.check_benchmark_load,
         "run `labkit bench` again",
         optional=True,
     ),
@@ -208,6 +228,13 @@ CROSS_CHECKS = (
         routes=("rented_gpu",),
     ),
     *OVERCLAIMS,
+    CrossCheck(
+        "executed notebooks",
+        "",
+        (),
+        notebooks.check_notebooks,
+        "run the notebook's lesson again with `labkit run --lesson`",
+    ),
     CrossCheck(
         "commit of the workbook",
         "",

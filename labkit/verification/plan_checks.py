@@ -27,6 +27,10 @@ def check_environment(pack: PackReader) -> str:
         raise Contradiction(f"{ENVIRONMENT} says Device {device} and {backend} {fields.get(backend, 'nothing')}")
     if device == "cuda" and fields["GPU"] == "none":
         raise Contradiction(f"{ENVIRONMENT} says Device cuda and GPU none")
+    if fields.get("Package torch", fields["torch"]) != fields["torch"]:
+        raise Contradiction(f"{ENVIRONMENT} says torch {fields['torch']} and package torch {fields['Package torch']}")
+    if device == "cuda" and fields["torch"].endswith("+cpu"):
+        raise Contradiction(f"{ENVIRONMENT} says Device cuda, and torch {fields['torch']} is a build without CUDA")
     return f"Python {fields['Python']}, torch {fields['torch']}, device {device}, GPU {fields['GPU']}"
 
 

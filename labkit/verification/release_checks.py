@@ -5,6 +5,7 @@ import re
 from labkit import conformance
 from labkit.benchmark import LOCAL_CLAIM
 from labkit.benchmark.measure import PERCENTILES, percentile
+from labkit.evidence import finite
 from labkit.verification.reading import PackReader, number, per_pack, require_filled, require_keys, sections
 from labkit.verification.service_checks import moment
 from labkit.verification.verdicts import Contradiction, NotYet
@@ -29,7 +30,8 @@ _CONTRACT_PARTS = {
 }
 _GATE_COLUMNS = ("gate", "threshold", "measured", "status", "evidence")
 _DRILL_KEYS = ("provoked", "observed", "detected", "recovered", "seconds", "time")
-_DRILLS = ("port_taken", "model_path_wrong")
+_DRILLS = ("port_taken", "model_path_wrong")  # starts that must end with an error
+_REFUSED = ("key_missing_in_request", "queue_full")  # whose requests are refused
 _SHUTDOWN_KEYS = ("pid", "port", "gpu_memory", "started", "stopped", "signal")
 _GUARD_KEYS = ("ended_because", "limit_seconds", "budget_usd", "stop_at")
 _VERDICTS = tuple(conformance.Verdict)
@@ -109,9 +111,23 @@ def _check_one_drill(name: str, drill: dict) -> None:
         raise NotYet(f"{DRILL}: {name} took no time, so it was not run")
     if drill.get("recovered_ok") is not True:
         raise NotYet(f"{DRILL}: {name} did not recover")
+    _check_failure(name, drill)
     after = require_keys(drill.get("answered"), ("status", "latency_ms"), f"answered of {name} in {DRILL}")
     if number(after["latency_ms"], f"latency_ms of {name} in {DRILL}") == 0 or after["status"] != 200:
         raise Contradiction(f"{DRILL}: {name} claims a recovery, and the request after it got {after['status']}")
+
+
+def _check_failure(name: str, drill: dict) -> None:
+    """That something failed: a start ended with an error, a request was refused; and that it was seen within the time."""
+    observed = drill["observed"] if isinstance(drill["observed"], dict) else {}
+    if name in _DRILLS and not isinstance(observed.get("exit_code"), int):
+        raise NotYet(f"{DRILL}: {name} does not say with which exit code the start ended")
+    statuses = observed.get("statuses", []) if name in _REFUSED else []
+    if observed.get("exit_code") == 0 or (statuses and set(statuses) == {200}):
+        raise Contradiction(f"{DRILL}: {name} observed no failure, so nothing was recovered from")
+    seen = finite(observed.get("seconds"))
+    if seen is not None and seen > float(drill["seconds"]):
+        raise Contradiction(f"{DRILL}: {name} was seen after {seen:g} s and over after {drill['seconds']} s")
 
 
 def check_shutdown(pack: PackReader, name: str = SHUTDOWN) -> str:

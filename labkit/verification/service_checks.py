@@ -31,6 +31,7 @@ _FIRST_RUN_KEYS = (
 )
 _SMOKE_KEYS = ("base_url", "time", "client", "model", "revision", "first_message")
 _CASE_COLUMNS = ("case_id", "prompt", "expected_behavior", "risk", "pass", "notes", "check")
+_ASKED = ("prompt", "context_id", "check", "expected")
 _RESULT_COLUMNS = (
     "case_id",
     "risk",
@@ -101,6 +102,8 @@ def check_cases(pack: PackReader) -> str:
     rows = case_rows(pack)
     for row in rows:
         require_filled({key: row[key] for key in ("prompt", "expected_behavior", "check")}, f"{CASES} {row['case_id']}")
+    if twice := len(rows) - len({tuple(row.get(key, "") for key in _ASKED) for row in rows}):
+        raise NotYet(f"{CASES} asks {twice} cases twice, under other ids: each counts once")
     return f"{len(rows)} cases over {len(RISKS)} risks"
 
 
