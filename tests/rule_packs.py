@@ -110,6 +110,7 @@ def put_on_cuda(folder: Path) -> None:
     change(
         folder, (f"{RUN}/README.md", "smoke test", "CUDA acceptance"), (f"{RUN}/README.md", "Steps: 12", "Steps: 500")
     )
+    change(folder, (f"{RUN}/README.md", "--steps 12", "--steps 500"))
     torch.save(torch.load(folder / CHECKPOINT, weights_only=True) | {"step": 500}, folder / CHECKPOINT)
     record(folder, CHECKPOINT)
     change(folder, ("gpu_train_log.txt", "gpu: none, driver none", f"gpu: {GPU}, driver 600.1"))

@@ -257,19 +257,6 @@ def _check_speed_gates(pack: PackReader, passed: list[dict[str, str]]) -> None:
             raise Contradiction(f"{said}; {release.BENCHMARK} says {worst:.0f} ms, and {P95_LIMIT_MS:.0f} are allowed")
 
 
-def check_smoke_server(pack: PackReader) -> str:
-    """The smoke test met the server that the contract describes, and not one of an earlier lesson."""
-    met, described = pack.json(service.SMOKE)["base_url"], pack.json(release.CONTRACT)["endpoint"]["base_url"]
-    if met != described:
-        raise NotYet(f"{service.SMOKE} met {met}, {release.CONTRACT} describes {described}")
-    health, contract = pack.json(service.SMOKE)["health"], pack.json(release.CONTRACT)
-    for key in ("backend", "dtype"):
-        if health.get(key) and health[key] != contract[key]:
-            timing.made_again(pack, release.CONTRACT, service.SMOKE)
-            raise Contradiction(f"{service.SMOKE} met {key} {health[key]}, {release.CONTRACT} says {contract[key]}")
-    return f"both are of {met}"
-
-
 def check_commit(pack: PackReader) -> str:
     """The manifest names the workbook's commit as labkit does: git's hash, with a mark where files were changed; or
     that it is not known, outside of a checkout and of a bundle."""

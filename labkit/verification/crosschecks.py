@@ -136,7 +136,7 @@ CROSS_CHECKS = (
         "smoke test of the contract's server",
         "13.4",
         (service.SMOKE, release.CONTRACT),
-        consistency.check_smoke_server,
+        load.check_smoke_server,
         "run `labkit run --lesson 13.4`, or `labkit smoke` against that server",
     ),
     CrossCheck(

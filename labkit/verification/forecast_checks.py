@@ -1,4 +1,4 @@
-"""forecast_and_measured.csv: a forecast is made before the run, and what it is compared with is what the copies took."""
+"""forecast_and_measured.csv: a forecast is made before the run, and is compared with what the copies took."""
 
 import json
 

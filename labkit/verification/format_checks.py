@@ -25,10 +25,14 @@ def check_formats(pack: PackReader, name: str) -> str:
         raise NotYet(f"{name}: no format was measured")
     if len({row["format"] for row in rows}) < len(rows):
         raise NotYet(f"{name} has a format twice")
-    parameters = _parameters(pack)
+    whole = next((float(row["size_bytes"]) / 4 for row in measured if row["format"] == REFERENCE), 0.0)
     for row in measured:
-        _check_numbers(row, f"{name} {row['format'][:40]}", parameters)
+        _check_numbers(row, f"{name} {row['format'][:40]}", whole)
         _check_export(pack, row, name)
+    decided = _parameters(pack)
+    if whole and decided and not decided / 2 <= whole <= 2 * decided:
+        what = f"{name} is of a model of {whole:,.0f} parameters"
+        raise NotYet(f"{what}, {decision.MODEL_DECISION} is for one of {decided:,.0f}")
     return f"{len(measured)} of {len(rows)} formats measured, each with numbers that can be"
 
 

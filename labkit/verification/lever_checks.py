@@ -1,4 +1,4 @@
-"""The decision of 13.6 and its adapter against the runs below levers/: who says what a lever mended, has a run of it."""
+"""The decision of 13.6 and its adapter against the runs below levers/: what a lever is said to mend, a run shows."""
 
 import re
 from collections.abc import Iterator

@@ -3,6 +3,7 @@
 from labkit.benchmark.measure import time_per_token
 from labkit.evidence import finite
 from labkit.verification import release_checks as release
+from labkit.verification import service_checks as service
 from labkit.verification import timing_checks as timing
 from labkit.verification.reading import PackReader, number
 from labkit.verification.timing_checks import SECONDS, made_again
@@ -99,3 +100,16 @@ def _check_uptime(pack: PackReader, report: dict) -> None:
         if pack.written(release.SHUTDOWN) > pack.written(release.BENCHMARK):
             raise NotYet(f"{what}: it was another run of it")
         raise Contradiction(what)
+
+
+def check_smoke_server(pack: PackReader) -> str:
+    """The smoke test met the server that the contract describes, and not one of an earlier lesson."""
+    met, described = pack.json(service.SMOKE)["base_url"], pack.json(release.CONTRACT)["endpoint"]["base_url"]
+    if met != described:
+        raise NotYet(f"{service.SMOKE} met {met}, {release.CONTRACT} describes {described}")
+    health, contract = pack.json(service.SMOKE)["health"], pack.json(release.CONTRACT)
+    for key in ("backend", "dtype"):
+        if health.get(key) and health[key] != contract[key]:
+            made_again(pack, release.CONTRACT, service.SMOKE)
+            raise Contradiction(f"{service.SMOKE} met {key} {health[key]}, {release.CONTRACT} says {contract[key]}")
+    return f"both are of {met}"

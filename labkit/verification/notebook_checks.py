@@ -1,11 +1,13 @@
-"""The executed copies of the notebooks, where the pack has them: what they showed is what the files say. None is run."""
+"""The executed copies of the notebooks, where the pack has them: they showed what the files say. None is run here."""
 
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from labkit.evidence import MANIFEST
 from labkit.verification import release_checks as release
+from labkit.verification import service_checks as service
 from labkit.verification import training_checks as training
 from labkit.verification.reading import JSON_LIMIT, PackReader
 from labkit.verification.timing_checks import made_again
@@ -17,19 +19,25 @@ MOST = 12  # notebooks that are read; the workbook has eight
 NAME = re.compile(rf"{FOLDER}13_(\d)_\w{{1,60}}\.ipynb")
 _TITLE = re.compile(r"#\s*13\.(\d)\b")
 _ROUTE = re.compile(r"^route = [\"'](\w{1,40})[\"']", re.M)
+_DRILLED = re.compile(r"^(\w{1,40}): recovered in (\d{1,9}\.\d) s", re.M)
+_MODEL = re.compile(r"^model = [\"']([^\"'\n]{1,200})[\"']", re.M)
 _PID = re.compile(r"[\"']pid[\"']: (\d{1,12})\b")
 
 
 def check_notebooks(pack: PackReader) -> str:
     """Each copy is of its lesson and of the pack's route, was run to its end, and showed what the files hold."""
+    if pack.manifest is None:
+        raise NotYet(f"{MANIFEST} is missing or unreadable")
     names = [name for name in pack.entries if NAME.fullmatch(name)][:MOST]
     for name in names:
         cells = _cells(pack, name)
         _check_copy(pack, name, cells)
         if name == TRAINED:
             _check_losses(pack, cells)
+            _check_model(pack, cells)
         if name == RELEASED:
             _check_proof(pack, cells)
+            _check_drills(pack, cells)
     return f"{len(names)} executed notebooks, which showed what the files say" if names else "none in this pack"
 
 
@@ -88,6 +96,29 @@ def _check_losses(pack: PackReader, cells: list[dict]) -> None:
             made_again(pack, training.RUN_LOG, TRAINED)
             what = f"{TRAINED} showed the losses {', '.join(losses)} at step {step}"
             raise Contradiction(f"{what}, {training.RUN_LOG} says {', '.join(map(str, held))}")
+
+
+def _check_model(pack: PackReader, cells: list[dict]) -> None:
+    """The model with which the notebook of 13.2 ran is the one of the first run that it wrote."""
+    ran = [
+        found for cell in cells if cell["cell_type"] == "code" for found in _MODEL.findall(_text(cell.get("source")))
+    ]
+    if ran and pack.exists(service.FIRST_RUN):
+        said = pack.fields(service.FIRST_RUN, ("Model",))["Model"]
+        if Path(ran[-1]).name != Path(said).name:
+            raise NotYet(f"{TRAINED} ran with {ran[-1]}, {service.FIRST_RUN} is of {said}")
+
+
+def _check_drills(pack: PackReader, cells: list[dict]) -> None:
+    """The seconds of each drill that the notebook of 13.4 printed are those of the record."""
+    shown = dict(found for text in _printed(cells) for found in _DRILLED.findall(text))
+    if not (shown and pack.exists(release.DRILL)):
+        return
+    for drill in pack.json(release.DRILL)["drills"]:
+        name, took = str(drill["name"]), float(drill["seconds"])
+        if name in shown and shown[name] != f"{took:.1f}":
+            made_again(pack, release.DRILL, RELEASED)
+            raise Contradiction(f"{RELEASED} showed {shown[name]} s for {name}, {release.DRILL} says {took:g}")
 
 
 def _check_proof(pack: PackReader, cells: list[dict]) -> None:

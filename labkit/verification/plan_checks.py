@@ -37,6 +37,10 @@ def check_environment(pack: PackReader) -> str:
 def check_route_plan(pack: PackReader) -> str:
     keys = _ROUTE_KEYS + (_RENTED_KEYS if pack.route == "rented_gpu" else ())
     fields = pack.fields(ROUTE_PLAN, keys)
+    if re.match(r"(?:none|nothing|-)\W*$", fields["Cannot prove"], re.I):
+        raise NotYet(
+            f"{ROUTE_PLAN} says that nothing cannot be proved on {fields['Route']}; every route has its limits"
+        )
     return f"route {fields['Route']}; {len(keys)} fields filled"
 
 

@@ -37,6 +37,7 @@ _GUARD_KEYS = ("ended_because", "limit_seconds", "budget_usd", "stop_at")
 _VERDICTS = tuple(conformance.Verdict)
 _SECTIONS = ("What it does", "Set up", "Start", "Test", "Stop", "Roll back", "Known limits")
 _COMMAND_SECTIONS = _SECTIONS[1:6]
+_NOT_SUPPORTED = re.compile(r"[45]\d\d: |cannot be observed|any key is answered")  # how other verdicts begin
 _CENT = 0.01
 
 
@@ -118,7 +119,7 @@ def _check_one_drill(name: str, drill: dict) -> None:
 
 
 def _check_failure(name: str, drill: dict) -> None:
-    """That something failed: a start ended with an error, a request was refused; and that it was seen within the time."""
+    """That something failed (a start ended with an error, a request was refused), and was seen within the time."""
     observed = drill["observed"] if isinstance(drill["observed"], dict) else {}
     if name in _DRILLS and not isinstance(observed.get("exit_code"), int):
         raise NotYet(f"{DRILL}: {name} does not say with which exit code the start ended")
@@ -198,6 +199,10 @@ def check_conformance(pack: PackReader) -> str:
     features = [finding.get("feature") for finding in findings]
     for finding in findings:
         require_filled(finding, f"{finding.get('feature')} in {CONFORMANCE}")
+        if finding["verdict"] == "supported" and _NOT_SUPPORTED.match(str(finding["detail"])):
+            what = f"{finding['feature']} is supported, and saw: {finding['detail'][:60]}"
+            raise Contradiction(f"{CONFORMANCE} says that {what}")
+    _check_keys(pack, found, findings)
     if not findings or len(set(features)) < len(features):
         raise NotYet(f"{CONFORMANCE} has no features, or one twice")
     counts = {verdict: sum(finding["verdict"] == verdict for finding in findings) for verdict in _VERDICTS}
@@ -207,6 +212,17 @@ def check_conformance(pack: PackReader) -> str:
     if found.get("counts") != counts:
         raise Contradiction(f"{CONFORMANCE} counts {found.get('counts')}, its findings are {said}")
     return f"{len(findings)} features of {found['model']} at {found['base_url']}: {said}"
+
+
+def _check_keys(pack: PackReader, found: dict, findings: list[dict]) -> None:
+    """A server that answers any key has no authorization, whatever the contract of its address says."""
+    contract = pack.json(CONTRACT) if pack.exists(CONTRACT) else {}
+    endpoint, asks = contract.get("endpoint") or {}, str(contract.get("authorization", "none")).lower()
+    any_key = any(row["feature"] == "wrong key" and row["verdict"] == "not offered" for row in findings)
+    if any_key and endpoint.get("base_url") == found["base_url"] and not asks.startswith("none"):
+        if pack.written(CONTRACT) > pack.written(CONFORMANCE):
+            raise NotYet(f"{CONTRACT} was made again after {CONFORMANCE}, whose server answered any key")
+        raise Contradiction(f"{CONFORMANCE} met a server that answers any key, {CONTRACT} says {asks[:40]}")
 
 
 def check_benchmark(pack: PackReader) -> str:

@@ -19,6 +19,7 @@ _SETTINGS = {"model": "model", "revision": "revision", "backend": "backend", "qu
 SPARE_WORDS = 1  # words beyond the tokens: no tokenizer of an open model joins two words into one token
 SPARE_TOKENS = 4  # by which an answer may have more tokens when it is encoded anew; measured: 2
 UNSEEN_TOKENS = 12  # tokens of an answer that its text may not show: special ones, blanks at its end; measured: 2
+MOST_ALIKE = 5  # different latencies from which on two runs that have them all are one
 ROUNDED = 0.11  # milliseconds: two times, each rounded to a tenth
 EMBEDDED = MODELS / "mini-instruct"
 
@@ -27,10 +28,11 @@ def check_rows(pack: PackReader) -> str:
     """Each answer of the evaluation, and of the runs of 13.6 and 13.7, fits its tokens, its times and its settings."""
     rows = service.result_rows(pack)
     _check_settings(pack, rows)
-    told = 0
+    told, seen = 0, {}
     for name in (service.RESULTS, *(name for name in pack.entries if _RUNS.fullmatch(name) and pack.exists(name))):
         for row in (held := pack.rows(name, _COLUMNS)):
             _check_row(row, f"{name} {row['case_id'][:40]}")
+        _check_copied(name, held, seen)
         told += len(held)
     _check_encoded(rows)
     return f"{told} answers fit their tokens and times"
@@ -50,6 +52,16 @@ def _check_row(row: dict[str, str], where: str) -> None:
         raise Contradiction(f"{where} has {tokens:g} tokens, and {most:g} were allowed")
 
 
+def _check_copied(name: str, rows: list[dict[str, str]], seen: dict[tuple, tuple[str, tuple]]) -> None:
+    """No two runs took the same time for every case, to the tenth of a millisecond, unless they are one run."""
+    times = tuple(row["latency_ms"] for row in rows)
+    settings = tuple(rows[0].get(key) for key in ("model", "revision", "backend", "quantization", "levers"))
+    if len(set(times)) >= MOST_ALIKE:
+        other, theirs = seen.setdefault(times, (name, settings))
+        if theirs != settings:
+            raise Contradiction(f"{name} has the latencies of {other}, case for case, and is said to be another run")
+
+
 def _check_settings(pack: PackReader, rows: list[dict[str, str]]) -> None:
     """Backend, number format and levers of the rows, where they say them, are those of the summary."""
     summary = pack.json(service.SUMMARY) if pack.exists(service.SUMMARY) else {}
@@ -58,6 +70,11 @@ def _check_settings(pack: PackReader, rows: list[dict[str, str]]) -> None:
             if row.get(column) and summary.get(key) and row[column] != str(summary[key]):
                 what = f"{service.RESULTS} says {column} {row[column][:40]} for {row['case_id'][:40]}"
                 raise Contradiction(f"{what}, {service.SUMMARY} says {str(summary[key])[:40]}")
+        for key in ("temperature", "top_p", "max_tokens"):
+            asked, done = finite((summary.get("settings") or {}).get(key)), finite(row.get(key))
+            if None not in (asked, done) and asked != done:
+                what = f"{service.RESULTS} says {key} {done:g} for {row['case_id'][:40]}"
+                raise Contradiction(f"{what}, {service.SUMMARY} says {asked:g}")
         if row.get("levers") and "levers" in summary and (row["levers"] != "plain") != bool(summary["levers"]):
             said = ", ".join(map(str, summary["levers"])) or "none"
             what = f"{service.RESULTS} has answers with the levers {row['levers'][:40]}"

@@ -1,7 +1,9 @@
 """Lessons 13.2 and 13.4, the running model: first run, smoke test, cases, results and their summary."""
 
+import re
 from collections import defaultdict
 from datetime import datetime
+from pathlib import Path
 
 from labkit.evaluation.checks import JSON_FORM
 from labkit.evaluation.compare import wilson_interval
@@ -51,6 +53,9 @@ _SUMMARY_KEYS = ("model", "revision", "device", "route", "cases", "settings")
 def check_first_run(pack: PackReader) -> str:
     fields = pack.fields(FIRST_RUN, _FIRST_RUN_KEYS)
     seconds = measure(fields["Latency"], "s", f"Latency in {FIRST_RUN}")
+    asked = re.search(r"labkit chat\b.{0,80}? --model[ =](\S{1,200})", fields["Command"])
+    if asked and Path(asked[1].strip("'\"`")).name != Path(fields["Model"]).name:
+        raise Contradiction(f"{FIRST_RUN} asked the model {asked[1]} and says Model {fields['Model']}")
     memory = measure(fields["Peak memory"], "MiB", f"Peak memory in {FIRST_RUN}")
     return f"{fields['Model']} on {fields['Device']}: {seconds:g} s, peak memory {memory:g} MiB"
 

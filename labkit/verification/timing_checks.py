@@ -218,6 +218,10 @@ def check_sizes(pack: PackReader) -> str:
         "Steps": (fields.get("Steps", "").split(",")[0], [report["steps"]]),
         "Held-out loss": (fields.get("Held-out loss", ""), [float(rows[0]["val_loss"]), float(rows[-1]["val_loss"])]),
     }
+    repeat = fields.get("Repeat it", "")
+    for key in ("steps", "seed"):
+        if (asked := re.search(rf"--{key} (\d{{1,12}})\b", repeat)) and int(asked[1]) != report[key]:
+            raise Contradiction(f"{training.RUN_README} repeats it with {key} {asked[1]}, the run had {report[key]}")
     for key, (text, wanted) in said.items():
         found = [float(part.replace(",", "")) for part in re.findall(r"\d[\d,]{0,20}(?:\.\d{1,10})?", text[:200])]
         if found and found[: len(wanted)] != [float(value) for value in wanted]:
@@ -238,6 +242,10 @@ def _same_trace(pack: PackReader, report: dict) -> None:
         known = tuple(str(report.get(key, said)) for key, said in zip(("gpu", "driver"), card.groups(), strict=True))
         if card.groups() != known:
             raise Contradiction(f"{training.TRACE} says gpu {card[1]}, driver {card[2]}; the run's report {known}")
+    if (shown := re.search(r"^sample: '(.{1,400})'$", text, re.M)) and training.RUN_SAMPLE in pack.entries:
+        written = re.sub(r"\W+", "", pack.text(training.RUN_SAMPLE))
+        if re.sub(r"\W+", "", re.sub(r"\\\w", "", shown[1])) not in written and "redacted" not in written:
+            raise Contradiction(f"{training.TRACE} has the sample {shown[1][:60]!r}, {training.RUN_SAMPLE} another")
     logged = {int(float(row["step"])): float(row["tokens_per_second"]) for row in training.log_rows(pack)}
     for step, speed in re.findall(r"^step +(\d{1,12}) .*\| (\d{1,12}) tokens/s", text, re.M):
         if abs(float(speed) - logged.get(int(step), float(speed))) > 1:

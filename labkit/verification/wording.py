@@ -24,7 +24,8 @@ _WORD = re.compile(r"\w*[a-zA-Z]\w*")
 _LOOKALIKES = str.maketrans("аеіјоорсухѕԁԛԝһαονρτ", "aeijoopcyxsdqwhaovpt")
 
 _IDIOMS = re.compile(
-    r"\b(?:without (?:any |a |the slightest )?(?:doubt|question|exception|reservations?)|(?:there is )?no doubt(?: that)?"
+    r"\b(?:without (?:any |a |the slightest )?(?:doubt|question|exception|reservations?)"
+    r"|(?:there is )?no doubt(?: that)?"
     r"|not (?:only|just|merely|to mention)|(?:it )?cannot be denied(?: that)?|nothing (?:less than|but)|no less than"
     r"|no (?:wonder|question)|nicht nur|ohne (?:jeden )?zweifel|sans (?:aucun )?doute|non seulement|no sólo|no solo"
     r"|sin (?:ninguna )?duda)\b",
@@ -39,7 +40,7 @@ _DENIED_JA = re.compile("ない|ません|なかっ|ぬ|ず[、に]|未|不可|�
 _DENIED_ELSEWHERE = re.compile(
     r"\b(?:nicht|kein\w{0,2}|nie(?:mals)?|ohne|weder|wenn|falls|solange|bevor|bis|sollte|könnte|müsste|wäre"
     r"|ne|pas|jamais|aucune?|sans|ni|avant|serait|pourrait|no|nunca|jamás|sin|antes|hasta|sería|podría|não|sem|seria"
-    r"|non|mai|senza|nessun\w?|prima|sarebbe|si)\b|\bn['’]|^se\b|[不没沒无無未非]",
+    r"|non|mai|senza|nessun\w?|prima|sarebbe|si)\b|\bn['\u2019]|^se\b|[不没沒无無未非]",
     re.I,
 )
 _NO = re.compile(r"\bno\b", re.I)
