@@ -99,6 +99,6 @@ RULES = (
     Rule(
         release.GUARD, ("13.4",), partial(release.check_shutdown, name=release.GUARD), "run under `labkit guard` again"
     ),
-    Rule(forecast.COMPARED, ("13.0",), forecast.check_compared, _run("13.0")),
+    Rule(forecast.COMPARED, ("13.1",), forecast.check_compared, _run("13.0")),
     Rule(release.README, ("13.4",), gates.check_readme, _run("13.4")),
 )
