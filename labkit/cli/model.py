@@ -39,7 +39,7 @@ def chat(
     prompt_variant: Annotated[str | None, typer.Option(help=PROMPT_HELP)] = None,
     max_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="the same seed draws the same answer; greedy needs none")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="also write first_run.md into this pack")] = None,
     route: RouteOption = None,
 ) -> None:
@@ -85,7 +85,7 @@ def evaluate(
     adapter: Annotated[
         str, typer.Option(help="the folder of a LoRA adapter; with --base-url the name of one served there")
     ] = "",
-    max_tokens: int = 96,
+    max_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 96,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
     top_p: Annotated[float, typer.Option(help="sample from the likeliest tokens of this probability in all")] = 1.0,
     seed: Annotated[int, typer.Option(help="of the first repeat; each other has the next")] = 0,
@@ -101,7 +101,9 @@ def evaluate(
     ] = False,
     judge: Annotated[str | None, typer.Option(help="a server whose model grades each answer as well")] = None,
     judge_model: Annotated[str | None, typer.Option(help="the judge's model (default: its server's first)")] = None,
-    judge_prompt: Annotated[Path | None, typer.Option(help="YAML file (default: data/judges/pass_or_fail)")] = None,
+    judge_prompt: Annotated[
+        Path | None, typer.Option(help="YAML file (default: data/judges/pass_or_fail.yaml)")
+    ] = None,
     export: Annotated[
         str | None, typer.Option(help="lm-eval or promptfoo: run nothing, write its files for the cases to --out")
     ] = None,
