@@ -254,3 +254,24 @@ def test_memory_of_training_by_the_command(capsys):
     )
     assert "Optimizer" in labkit("memory", "mini-instruct", "--mode", "full", "--checkpointing")
     assert "--r means nothing for inference" in refusal(capsys, "memory", "mini-instruct", "--r", "8")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("eval", "--base-url", ""), "'' is not an http or https URL"),
+        (("smoke", "--base-url", "http://["), "'http://[' is not an http"),
+        (("bench", "--base-url", ""), "'' is not an http"),
+        (("conform", "--base-url", "http://host:99999"), "99999' is not an http"),
+        (("chat", "--prompt", " "), "the prompt is empty"),
+        (("memory", "Qwen3-8B", "--mode", "lora", "--r", "0"), "next: give --r as"),
+        (("models", "--fits", "nan"), "fits is nan"),
+        (("decide", "--project", "none.json"), "next: give a JSON file with the fields that lesson 13.3 prints"),
+        (("tunnel", "user@host", "--remote-port", "0"), "next: give --remote-port"),
+        (("export", "pack", "none"), "there is no pack in none"),
+        (("report", "data"), "there is no pack in data"),
+        (("check", "13.2", "--route", "moon"), "there is no route called 'moon'"),
+    ],
+)
+def test_bad_input_is_told_with_its_remedy(capsys, words, said):
+    assert said in refusal(capsys, *words)

@@ -48,6 +48,8 @@ def chat(
     from labkit.adaptation.prompts import find_prompt
     from labkit.generation import Sampling, load_chat_model, write_first_run
 
+    if prompt is not None and not prompt.strip():
+        raise LabError("the prompt is empty", "give --prompt a question, or leave it out and write one on each line")
     found = find_note(note) if note else None
     variant = find_prompt(prompt_variant) if prompt_variant else None
     loaded = load_chat_model(model, device, dtype, backend, adapter=adapter)
@@ -124,7 +126,7 @@ def evaluate(
         return
     evaluating.require_one_place(base_url, model=model, device=device, backend=backend, dtype=dtype)
     second = evaluating.judge(judge, judge_model, judge_prompt)
-    if base_url:
+    if base_url is not None:
         target = evaluating.served(base_url, adapter)
     else:
         target = evaluating.loaded(model or EMBEDDED, device, dtype, backend, adapter)

@@ -181,10 +181,10 @@ def bench(
     named = [
         (root_url(url), name or recorded_model(url))
         for url, name in ((base_url, model), (against, against_model))
-        if url
+        if url is not None
     ]
     devices = [str(read_health(url).get("device", "unknown")) for url, _ in named]
-    if against:
+    if against is not None:
         _bench_against(named, devices, load, clients, rounds, out, route)
     else:
         _bench_alone(*named[0], devices[0], load, clients, out, route)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from labkit.endpoint import root_url
 from labkit.errors import LabError
 from labkit.evidence import json_text, read_json, write_atomically
 from labkit.layout import STATE
@@ -79,8 +80,11 @@ def running_server(port: int) -> RunningServer | None:
 
 
 def own_server(base_url: str) -> RunningServer | None:
-    """The server that labkit started at `base_url` of this machine, by its state file; None for any other."""
-    address = urlsplit(base_url)
+    """The server that labkit started at `base_url` of this machine, by its state file; None for any other.
+
+    Raises LabError for what is no URL.
+    """
+    address = urlsplit(root_url(base_url))
     if address.hostname not in ("127.0.0.1", "localhost", "::1"):
         return None
     server = running_server(address.port or 80)
