@@ -155,8 +155,8 @@ def test_eval_names_a_bad_cell_and_refuses_two_targets(tmp_path, capsys):
 
 def test_compare_wants_two_runs_that_are_there(tmp_path, capsys):
     assert "there is only one run to compare" in refusal(capsys, "compare", tmp_path)
-    assert "none is missing" in refusal(capsys, "compare", tmp_path / "none", tmp_path / "none")
-    assert "eval_results.csv is missing" in refusal(capsys, "compare", tmp_path, tmp_path)
+    assert "there is no pack and no file none" in refusal(capsys, "compare", tmp_path / "none", tmp_path)
+    assert " holds no eval_results.csv" in refusal(capsys, "compare", tmp_path, tmp_path)
 
 
 def test_smoke_bench_stop_and_release_without_a_server(tmp_path, capsys):
@@ -264,6 +264,8 @@ def test_memory_of_training_by_the_command(capsys):
         (("bench", "--base-url", ""), "'' is not an http"),
         (("conform", "--base-url", "http://host:99999"), "99999' is not an http"),
         (("chat", "--prompt", " "), "the prompt is empty"),
+        (("rag", " "), "one of a question and --measure is needed"),
+        (("quantize", "--held-out", "none.csv"), "there is no file none.csv"),
         (("memory", "Qwen3-8B", "--mode", "lora", "--r", "0"), "next: give --r as"),
         (("models", "--fits", "nan"), "fits is nan"),
         (("decide", "--project", "none.json"), "next: give a JSON file with the fields that lesson 13.3 prints"),

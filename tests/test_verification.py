@@ -345,6 +345,15 @@ def test_a_lesson_sees_its_own_artifacts_only(pack):
     assert verify(pack, lesson="13.0").artifacts == ()
 
 
+@pytest.mark.parametrize(("route", "command"), [("local_cpu", "run"), ("free_colab", "run --route free_colab")])
+def test_what_comes_next_is_run_on_the_packs_own_route(tmp_path, route, command):
+    Pack(tmp_path, route)
+    found = verify(tmp_path)
+    actions = [one.next_action for one in (*found.artifacts, *found.cross_checks, *found.claims)]
+    assert f"run `labkit {command} --lesson 13.1`" in actions
+    assert all(f"`labkit {command}" in action for action in actions if "`labkit run" in action)
+
+
 def test_unknown_lesson_and_missing_folder_are_clear_errors(pack, tmp_path):
     with pytest.raises(LabError, match=r"no lesson '13\.99'"):
         verify(pack, lesson="13.99")

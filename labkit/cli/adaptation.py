@@ -28,7 +28,7 @@ def rag(
     """Answer a question from documents and show the sources, or measure how well passages are found."""
     from labkit.adaptation.rag import ground, open_library
 
-    if (question is None) == (measure is None):
+    if (not (question or "").strip()) == (measure is None):
         raise LabError("one of a question and --measure is needed", 'labkit rag "Who carries the parcels?"')
     index = (open_library(docs, embeddings) if docs else open_library(embeddings=embeddings)).index(role)
     if measure:

@@ -68,10 +68,10 @@ class _Judgement:
 
     def _artifact(self, rule: Rule) -> Finding:
         required = rule.name in self._required
-        return _finding(rule.name, "/".join(rule.lessons), self._outcome(rule.name), rule.next_action, required)
+        return self._finding(rule.name, "/".join(rule.lessons), self._outcome(rule.name), rule.next_action, required)
 
     def _cross(self, cross: CrossCheck) -> Finding:
-        return _finding(cross.name, cross.lesson, self._outcome(cross.name), cross.next_action, required=True)
+        return self._finding(cross.name, cross.lesson, self._outcome(cross.name), cross.next_action, required=True)
 
     def _claim(self, claim: ClaimRule) -> Finding:
         names = [name for dep in claim.rests_on for name in (self._required if dep == EVERYTHING else (dep,))]
@@ -81,7 +81,7 @@ class _Judgement:
         name = claim.name.format(route=self._pack.route)
         contradicted = outcome.verdict is Verdict.CONTRADICTED
         action = "settle the contradiction named here first" if contradicted else claim.next_action
-        return _finding(name, "/".join(claim.lessons), outcome, action, required=False)
+        return self._finding(name, "/".join(claim.lessons), outcome, action, required=False)
 
     def _shaken(self, names: list[str]) -> list[Outcome]:
         """One outcome that names those of `names` that are not supported, the gravest only; none when all are."""
@@ -92,7 +92,11 @@ class _Judgement:
         weak = ", ".join(name for name, outcome in found.items() if outcome.verdict is verdict)
         return [Outcome(verdict, f"it rests on what is {verdict}: {weak}")]
 
+    def _finding(self, name: str, lesson: str, outcome: Outcome, next_action: str, required: bool) -> Finding:
+        action = "" if outcome.verdict is Verdict.SUPPORTED else _on_route(next_action, self._pack.route)
+        return Finding(name, lesson, outcome.verdict, outcome.detail, action, required)
 
-def _finding(name: str, lesson: str, outcome: Outcome, next_action: str, required: bool) -> Finding:
-    action = "" if outcome.verdict is Verdict.SUPPORTED else next_action
-    return Finding(name, lesson, outcome.verdict, outcome.detail, action, required)
+
+def _on_route(next_action: str, route: str) -> str:
+    """The rules' tables say `labkit run`, which is the route local_cpu; a pack of another route is made on its own."""
+    return next_action if route == "local_cpu" else next_action.replace("`labkit run", f"`labkit run --route {route}")
