@@ -62,7 +62,9 @@ def export_pack(folder: Path, archive: Path) -> Parcel:
     """
     folder, archive = Path(folder), Path(archive)
     if not (folder / MANIFEST).is_file():
-        raise LabError(f"there is no pack in {folder.name}", "give the folder of a pack, or make one with `labkit run`")
+        raise LabError(
+            f"there is no pack in {folder.resolve().name}", "give the folder of a pack, or make one with `labkit run`"
+        )
     read_manifest(folder)
     if archive.exists():
         raise LabError(f"{archive.name} is there already", "choose another name with --out; nothing is overwritten")

@@ -54,7 +54,8 @@ def running_contract(base_url: str, api_key: str | None = None) -> dict:
     except (OSError, HTTPException) as error:
         port = urlsplit(root).port or 8000
         raise LabError(
-            f"no labkit server at {root} states its contract: {error}", f"start one with `labkit serve --port {port}`"
+            f"no labkit server at {root} states its contract: {getattr(error, 'reason', error)}",
+            f"start one with `labkit serve --port {port}`",
         ) from None
     if not isinstance(contract, dict):
         raise LabError(f"the server at {root} does not state a contract", "serve with `labkit serve`")

@@ -166,6 +166,14 @@ def test_files_that_a_text_names_exist():
             assert there, f"{path.name}: {name}"
 
 
+def test_names_stand_in_the_file_that_a_text_gives_for_them():
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
+    found = re.findall(r"`(\w+)`(?: in\s+| \()`(labkit/[\w/]+\.py)`", pages)
+    assert len(found) > 5
+    for name, file in found:
+        assert re.search(rf"\b{name}\b", (ROOT / file).read_text(encoding="utf-8")), f"{name}: {file}"
+
+
 def test_the_readme_names_every_command():
     readme = README.read_text(encoding="utf-8")
     lines = [*named(readme), *to_type(readme)]

@@ -144,7 +144,9 @@ def report(folder: Annotated[Path, typer.Argument(help="the evidence pack")]) ->
     from labkit.report.page import write_report
 
     if not (folder / MANIFEST).exists():  # no page into a folder of something else
-        raise LabError(f"there is no pack in {folder.name}", "give the folder of a pack, or make one with `labkit run`")
+        raise LabError(
+            f"there is no pack in {folder.resolve().name}", "give the folder of a pack, or make one with `labkit run`"
+        )
     print(write_report(folder))
 
 

@@ -81,6 +81,8 @@ def serve(
     from labkit.serving.contract import Limits, ServerSettings, named_adapters
     from labkit.serving.process import serve as run_server
 
+    if "api_key_file" in given and not api_key_file:  # a variable that is not set must not open the server
+        raise LabError("--api-key-file names no file", "give --api-key-file a text file, or leave it out")
     limits = Limits(
         max_input_tokens,
         max_output_tokens,
@@ -273,7 +275,9 @@ def release(
     """Write the contract, the failure drill, the release gates and the runbook; the server must be running."""
     from labkit.drills import record_drills
     from labkit.release import running_contract, write_contract, write_gates, write_readme
+    from labkit.serving.ports import check_port
 
+    check_port(port)
     contract = running_contract(f"http://127.0.0.1:{port}")
     pack = open_pack(evidence, route)
     write_contract(pack, contract)

@@ -124,7 +124,8 @@ def tune(
 
     settings, out = settings or LoraSettings(), Path(out)
     check_settings(settings)
-    _check_trainer(trainer, resume, snapshot_seconds)
+    snapshots = Snapshots(out / SNAPSHOT, snapshot_seconds)
+    _check_trainer(trainer, resume)
     _check_folder(out, settings)
     files = {name: load_chats(path) for name, path in asdict(sources).items() if path}
     base, chosen = find_base(model), choose_device(device)
@@ -135,7 +136,7 @@ def tune(
     total = network.num_parameters()  # of weights in 4 bits too, of which two share a byte
     _make_folder(out)  # before the work: what was trained must not be lost for want of a place
     began = time.perf_counter()
-    learned = _learn(task, network, tokenizer, Snapshots(out / SNAPSHOT, snapshot_seconds), on_row, resume)
+    learned = _learn(task, network, tokenizer, snapshots, on_row, resume)
     done = _finished(task, learned, total, time.perf_counter() - began)
     write_run(out, done, learned.model, tokenizer)
     (out / SNAPSHOT).unlink(missing_ok=True)
@@ -226,9 +227,7 @@ def _made_of(task: Task, loop: ChatTrainer) -> dict[str, str]:
     return files | facts | {name: str(value) for name, value in asdict(task.settings).items()}
 
 
-def _check_trainer(trainer: str, resume: bool, snapshot_seconds: float) -> None:
-    if not snapshot_seconds >= 0:  # what is no number either
-        raise LabError(f"--snapshot-seconds cannot be {snapshot_seconds}", "give the seconds between two snapshots")
+def _check_trainer(trainer: str, resume: bool) -> None:
     if trainer not in TRAINERS:
         raise LabError(f"there is no trainer called {trainer!r}", f"choose {' or '.join(TRAINERS)}")
     if trainer == "trl" and not find_spec("trl"):
