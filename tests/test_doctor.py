@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 from collections import namedtuple
+from datetime import date
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import psutil
@@ -20,6 +21,7 @@ from labkit.doctor.table import find_symptoms, load_symptoms
 from labkit.environment import GIB
 from labkit.errors import LabError
 from labkit.evidence import json_text
+from labkit.landscape import tables
 from labkit.landscape.models import find_model
 from labkit.serving import running
 from labkit.serving.ports import free_port
@@ -298,7 +300,11 @@ def test_the_widgets_manager_must_be_there_enabled_and_of_the_same_generation(mo
 # The model
 
 
-def test_the_licence_of_a_model_is_judged_for_production_use():
+def test_the_licence_of_a_model_is_judged_for_production_use(monkeypatch):
+    monkeypatch.setattr(tables, "today_utc", lambda: date(2999, 1, 1))
+    old = model.licence(ASKED)
+    assert (old.state, "the row has expired" in old.seen) == (State.PROBLEM, True)
+    monkeypatch.setattr(tables, "today_utc", lambda: date(2026, 11, 28))
     assert model.licence(ASKED).state is State.OK
     found = model.licence(Question(model="mistralai/Codestral-22B-v0.1"))
     assert found.state is State.PROBLEM

@@ -52,7 +52,7 @@ def _port_error(host: str, port: int, error: OSError) -> LabError:
 def free_port() -> int:
     """A loopback port that nobody listens on now, and that the system gives nobody who asks for any port, for a minute.
 
-    A connection that ended there a moment ago keeps it (TIME_WAIT); a server, which names the port and sets SO_REUSEADDR,
+    A connection that ended there a moment ago keeps it (TIME_WAIT); a server that names the port and sets SO_REUSEADDR
     gets it. On Windows nothing is reserved, because claim_port wants its port for itself alone.
     """
     with socket.socket() as probe:
