@@ -228,6 +228,15 @@ LIES = {
         "adapter/",
         "adapter_config.json says meta-llama/Llama-3-8B",
     ),
+    "an adapter of somebody else's base of that name": (
+        "adapted",
+        lambda folder: (
+            keys("adapter/card.json", base_model="meta-llama/Llama-3-8B")(folder),
+            keys("adapter/adapter_config.json", base_model_name_or_path="somebody/Llama-3-8B")(folder),
+        ),
+        "adapter/",
+        "adapter_config.json says somebody/Llama-3-8B",
+    ),
     "an adapter of another size": (
         "adapted",
         keys(f"adapter/{CARD}", trainable_parameters=10**9),

@@ -194,10 +194,10 @@ def check_adapter(pack: PackReader) -> str:
 def _check_card(config: dict, card: dict, numbers: int) -> None:
     """The base and the size that the card says are those of the adapter beside it, where both say them.
 
-    peft's file holds where the base was loaded from, which ends in its name.
+    peft's file holds where the base was loaded from: a folder that ends in the name, or the name with its owner.
     """
     base = config.get("base_model_name_or_path")
-    if base and Path(str(base)).name != Path(str(card["base_model"])).name:
+    if base and not f"/{base}".replace("\\", "/").rstrip("/").endswith(f"/{card['base_model']}"):
         raise Contradiction(f"{CARD} says the base {card['base_model']}, {CONFIG} says {base}")
     trained = card.get("trainable_parameters", numbers)
     if trained != numbers:

@@ -43,7 +43,8 @@ def _none_to_come(pack: PackReader) -> None:
     latest = datetime.now(UTC) + WRONG_CLOCK
     for name in pack.entries:
         if (recorded := service.moment(pack.written(name), f"the time of {name} in the manifest")) > latest:
-            raise Contradiction(f"{name} was recorded at {recorded.isoformat()}, which is still to come")
+            when = f"{recorded.isoformat()}, which is still to come by this machine's clock"
+            raise Contradiction(f"{name} was recorded at {when}")
 
 
 def _moments(pack: PackReader) -> Iterator[tuple[str, str, datetime]]:
