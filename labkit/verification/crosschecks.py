@@ -102,7 +102,7 @@ CROSS_CHECKS = (
         "13.2",
         (service.RESULTS,),
         consistency.check_case_results,
-        "run `labkit eval` again after editing the cases' own columns",
+        "run `labkit eval --cases` with the pack's eval_cases.csv",
     ),
     CrossCheck(
         "the workbook's cases as given",
@@ -132,7 +132,7 @@ CROSS_CHECKS = (
         "13.4",
         (release.GATES,),
         consistency.check_gate_numbers,
-        "run `labkit release` again",
+        "run `labkit run --lesson 13.4`, or `labkit release` again while the server is up",
     ),
     CrossCheck(
         "adaptation rests on the evaluation",
@@ -155,7 +155,7 @@ CROSS_CHECKS = (
         "13.6",
         (adaptation.ADAPTER,),
         adaptation.check_base,
-        "train the adapter on the revision that model_decision.md names",
+        "train the adapter on the model that model_decision.md names (`labkit run --lesson 13.6`)",
         optional=True,
     ),
     CrossCheck(
@@ -187,7 +187,7 @@ CROSS_CHECKS = (
         "13.4",
         (release.SHUTDOWN,),
         timing.check_times,
-        "run `labkit run --lesson 13.4` on a machine whose clock is right",
+        "set the clock right, then run the lesson of the named file again",
         optional=True,
     ),
     CrossCheck(
@@ -220,6 +220,6 @@ CROSS_CHECKS = (
         "",
         (),
         consistency.check_hashes,
-        "restore the recorded files, or run their lesson again",
+        "restore the recorded files, or run their lesson again; `labkit record` enters words of your own",
     ),
 )
