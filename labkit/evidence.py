@@ -71,7 +71,7 @@ def sha256_of(path: Path) -> str:
 
 
 def same_text(path: Path, sha256: str) -> bool:
-    """Whether a text file says what was hashed: git may have changed its line ends, a spreadsheet its quotes as well."""
+    """Whether a text file says what was hashed: git changes line ends, and a spreadsheet quotes as well."""
     if path.suffix.lower() not in TEXT_SUFFIXES:
         return False
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
@@ -317,6 +317,26 @@ class Pack:
             with contextlib.suppress(OSError):
                 if path.is_file() and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
                     path.unlink()
+
+
+@contextlib.contextmanager
+def recorded(path: Path, lesson: str) -> Iterator[None]:
+    """A file or folder that the body writes: where it lies in a pack, it is entered there, as one step.
+
+    For commands that write wherever they are told to. Elsewhere it does nothing.
+    """
+    path = Path(path).resolve()
+    folder = next((parent for parent in path.parents if (parent / MANIFEST).is_file()), None)
+    pack = None
+    with contextlib.suppress(LabError):  # a manifest of something else
+        pack = Pack(folder, read_manifest(folder)["route"]) if folder else None
+    if pack is None:
+        yield
+        return
+    name = path.relative_to(folder).as_posix()
+    with pack.replacing(name):
+        yield
+        pack.record(name, lesson)
 
 
 def _entry(path: Path, lesson: str, redacted: Mapping[str, int]) -> Entry:

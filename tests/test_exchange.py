@@ -317,9 +317,7 @@ def test_import_takes_secrets_out_and_keeps_the_hash_that_was(pack, tmp_path):
     manifest["files"]["first_run.md"] |= {"sha256": before, "bytes": path.stat().st_size}
     (pack / "manifest.json").write_text(json.dumps(manifest))
     contract = (pack / "service_contract.json").read_text()
-    (pack / "service_contract.json").write_text(
-        contract.replace("labkit chat", SECRETS["GitHub Token"])
-    )  # no new hash
+    (pack / "service_contract.json").write_text(contract.replace("labkit chat", SECRETS["GitHub Token"]))  # no new hash
     archive = Path(shutil.make_archive(str(tmp_path / "a"), "zip", pack.parent, pack.name))
     parcel = import_pack(archive, tmp_path / "back")
     assert parcel.changed["first_run.md"] == {"Hugging Face token": 1}

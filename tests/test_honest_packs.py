@@ -12,14 +12,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from healthy_pack import REVISION
 from rule_packs import LOG, REPORT, base_folder, put_on_cuda, review, set_keys
 from typer.testing import CliRunner
 
 from labkit.cli import app
 from labkit.errors import LabError
-from labkit.evidence import MANIFEST, Pack, read_csv, read_manifest
+from labkit.evidence import MANIFEST, Pack, read_csv, read_manifest, recorded
 from labkit.exchange import export_pack, import_pack
 from labkit.grading.copies import Print, fingerprints, shared
+from labkit.serving.running import leave_proof
 from labkit.verification import Verdict, Verification, verify
 from labkit.verification.reading import PackReader
 
@@ -150,7 +152,7 @@ WORK: dict[str, tuple[str, Work, str, str]] = {
     ),
     "a server with an adapter": (
         "healthy",
-        ran_again("api_smoke_test.json", model="own", health={"status": "ok", "model": "m", "revision": "0123456789ab"}),
+        ran_again("api_smoke_test.json", model="own", health={"status": "ok", "model": "m", "revision": REVISION}),
         "one model throughout",
         "different models",
     ),
@@ -219,7 +221,8 @@ def test_honest_work_is_waited_for_and_never_contradicted(root, tmp_path, work):
     found: Verification = verify(folder)
     assert [f for f in found.findings if f.verdict is Verdict.CONTRADICTED] == []
     finding = next(f for f in found.findings if f.name == rule)
-    assert (finding.verdict, said in finding.detail, bool(finding.next_action)) == (Verdict.NOT_YET, True, True), finding
+    assert (finding.verdict, said in finding.detail) == (Verdict.NOT_YET, True), finding
+    assert finding.next_action
 
 
 def crlf(content: bytes) -> bytes:
@@ -263,6 +266,24 @@ def test_words_of_ones_own_are_recorded_and_measurements_are_not(root, tmp_path)
     with pytest.raises(LabError, match=r"no lesson has left gpu_plan\.md"):
         Pack(folder, "local_cpu").record_form("gpu_plan.md")
     assert verify(folder).exit_code == 2
+
+
+def test_what_a_command_writes_into_a_pack_is_entered_there(root, tmp_path, monkeypatch):
+    """`labkit lora --out PACK/adapter`, `labkit quantize --out`, `labkit serve --proof` are told where to write."""
+    folder = copy_of(root, "healthy", tmp_path / "p")
+    monkeypatch.setattr("labkit.serving.running.STATE", tmp_path / "state")
+    held = json.loads((folder / "shutdown_proof.json").read_text())
+    leave_proof(held | {"signal": "SIGINT"}, folder / "shutdown_proof.json")
+    assert verify(folder).exit_code == 0
+    assert json.loads((folder / "shutdown_proof.json").read_text())["signal"] == "SIGINT"
+    with recorded(folder / "adapter", "13.6"):
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "card.json").write_text("{}")
+    assert read_manifest(folder)["files"]["adapter/card.json"]["lesson"] == "13.6"
+    (tmp_path / MANIFEST).write_text('{"name": "an app of the web"}')
+    with recorded(tmp_path / "table.csv", "13.6"):
+        (tmp_path / "table.csv").write_text("a,b\n")
+    assert (tmp_path / MANIFEST).read_text() == '{"name": "an app of the web"}'
 
 
 def test_an_exercise_in_fine_tuning_claims_nothing(root, tmp_path):
