@@ -94,7 +94,11 @@ CROSS_CHECKS = (
         "run `labkit run --lesson 13.1`, then 13.2",
     ),
     CrossCheck(
-        "training device agrees", "13.2", (_RUN, training.TRACE), consistency.check_training_device, _TRAIN_AGAIN
+        "training device agrees",
+        "13.2",
+        (_RUN, training.TRACE),
+        consistency.check_training_device,
+        "run `labkit run --lesson 13.1`, then 13.2, on one machine",
     ),
     CrossCheck("losses agree", "13.2", (_RUN, training.TRACE), consistency.check_losses, _TRAIN_AGAIN),
     CrossCheck(
@@ -203,7 +207,8 @@ CROSS_CHECKS = (
         "13.4",
         (release.SHUTDOWN,),
         timing.check_price,
-        "run `labkit stop` with --hourly, the price in gpu_plan.md",
+        "run `labkit run --lesson 13.4`, or start the server again and end it by `labkit stop` with --hourly, the "
+        "price in gpu_plan.md",
         optional=True,
         routes=("rented_gpu",),
     ),
