@@ -207,7 +207,7 @@ WORK: dict[str, tuple[str, Work, str, str]] = {
         "healthy",
         in_other_words("model_decision.md", "it ships", "as I see it, it ships"),
         "model_decision.md",
-        "`labkit record model_decision.md` enters them",
+        "if the words are yours, enter them",
     ),
     "a notebook opened and saved": ("healthy", notebook_saved, "manifest hashes match", "notebooks/13_2.ipynb"),
 }
@@ -256,6 +256,8 @@ def test_words_of_ones_own_are_recorded_and_measurements_are_not(root, tmp_path)
     folder = copy_of(root, "healthy", tmp_path / "p")
     in_other_words("model_decision.md", "it ships", "as I see it, it ships")(folder)
     entry = read_manifest(folder)["files"]["model_decision.md"]
+    waiting = next(found for found in verify(folder).artifacts if found.name == "model_decision.md")
+    assert waiting.next_action == "run `labkit record model_decision.md`", "13.3 again would write over the words"
     done = CliRunner().invoke(app, ["record", "model_decision.md", "--evidence", str(folder)])
     assert (done.exit_code, done.output) == (0, "recorded: model_decision.md\n")
     assert read_manifest(folder)["files"]["model_decision.md"]["lesson"] == entry["lesson"]

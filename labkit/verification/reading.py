@@ -185,7 +185,7 @@ class PackReader:
             return "edited after it was recorded, as this file may be"
         what = f"{name} was changed after it was recorded"
         if name in FORMS:
-            raise NotYet(f"{what}; if the words are yours, `labkit record {name}` enters them")
+            raise NotYet(f"{what}: if the words are yours, enter them, and if not, run its lesson again")
         if name.endswith(".ipynb"):
             raise NotYet(f"{what}: whoever opens a notebook saves it easily")
         raise Contradiction(what)
