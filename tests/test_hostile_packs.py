@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pack_mutations import DAMAGE, FACTS, damage, forge_hash
 from rule_packs import CHECKPOINT, base_folder, change, record
 
-from labkit.evidence import MANIFEST, Pack, read_manifest
+from labkit.evidence import MANIFEST, Pack, read_manifest, same_text
 from labkit.report.page import write_report
 from labkit.verification import Verdict, verify
 from labkit.verification.decision_checks import billions
@@ -58,13 +58,15 @@ def test_a_changed_fact_is_never_believed_though_its_hash_is_forged(pack, fact):
 
 
 @pytest.mark.parametrize("number", range(40))
-def test_a_damaged_file_is_a_verdict_within_a_second(pack, number):
+def test_a_damaged_file_is_a_verdict_within_a_second(root, pack, number):
     seed = random.Random(number)
     name, kind = damage(pack, seed)
     if number % 2:
         forge_hash(pack, name)
     verification = judged(pack)
-    if number % 2 == 0 and kind != "name" and name not in (MANIFEST, "eval_cases.csv"):
+    entry = read_manifest(root / "adapted")["files"].get(name)
+    same = (pack / name).is_file() and entry and same_text(pack / name, entry["sha256"])  # other line ends
+    if number % 2 == 0 and kind != "name" and name not in (MANIFEST, "eval_cases.csv") and not same:
         assert finding(pack, "manifest hashes match").verdict is not Verdict.SUPPORTED or verification.exit_code > 0
 
 

@@ -265,7 +265,10 @@ LIES = {
     ),
     "answers of another engine": (
         "edge",
-        rows("edge/onnx-int4/eval_results.csv", backend="transformers"),
+        lambda folder: (
+            rows("edge/onnx-int4/eval_results.csv", backend="transformers")(folder),
+            record(folder, "edge_report.json"),
+        ),
         "edge_report.json",
         "was answered by transformers",
     ),
@@ -284,6 +287,10 @@ LIES = {
     ),
 }
 SAYS_NOTHING = {
+    "a file of the future",  # one of the two clocks is wrong, and it may be ours
+    "a benchmark of a smaller model",
+    "features of another model",
+    "a guard of another price",
     "a gate without evidence",
     "a case edited after its answer",
     "a check that does not exist",

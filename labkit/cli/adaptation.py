@@ -84,9 +84,11 @@ def levers(
     table = write_table(pack)
     print_levers(table)
     if plot:
+        from labkit.evidence import recorded
         from labkit.plots import lever_bars, save_plot
 
-        save_plot(lever_bars(table), plot)
+        with recorded(plot, "13.6"):
+            save_plot(lever_bars(table), plot)
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Commands about machine, routes and pack: env, route, decide, verify, check, import, export, report, run."""
+"""Commands about machine, routes and pack: env, route, decide, verify, check, record, import, export, report, run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -102,6 +102,18 @@ def check(
 
     usual = evidence_folder(load_route(route or "local_cpu").route)
     raise typer.Exit(check_folder(lesson, evidence or usual))
+
+
+@app.command()
+def record(
+    names: Annotated[list[str], typer.Argument(help="forms of the pack, for example model_decision.md")],
+    evidence: EvidenceOption = None,
+    route: RouteOption = None,
+) -> None:
+    """Enter forms that you have written in your own words: decisions, plans, the README. Never what was measured."""
+    pack = open_pack(evidence, route)
+    for name in names:
+        print(f"recorded: {pack.record_form(name).name}")
 
 
 @app.command("import")

@@ -14,7 +14,7 @@ import psutil
 
 from labkit.endpoint import root_url
 from labkit.errors import LabError
-from labkit.evidence import json_text, read_json, write_atomically
+from labkit.evidence import json_text, read_json, recorded, write_atomically
 from labkit.layout import STATE
 
 
@@ -120,5 +120,8 @@ def end_children(children: Sequence[psutil.Process]) -> bool:
 
 def leave_proof(said: dict, copy: Path | None) -> None:
     """Write the proof of a server's end for `labkit stop`, and to `copy` where one is named."""
-    for path in filter(None, (proof_file(said["port"]), copy)):
-        write_atomically(path, json_text(said).encode("utf-8"))
+    content = json_text(said).encode("utf-8")
+    write_atomically(proof_file(said["port"]), content)
+    if copy:
+        with recorded(copy, "13.4"):
+            write_atomically(copy, content)

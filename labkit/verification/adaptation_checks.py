@@ -224,7 +224,7 @@ def _matrices(pack: PackReader) -> dict[str, tuple[int, int]]:
 
 
 def check_base(pack: PackReader) -> str:
-    """The card's base model, where the pack decided for it, has the decided revision."""
+    """The card's base model is the decided one at its revision: an adapter of another model is no part of this pack."""
     card = require_keys(pack.json(CARD), ("base_model", "base_revision"), CARD)
     if not pack.exists(decision.MODEL_DECISION):
         return f"{decision.MODEL_DECISION} is not there to compare with"
@@ -234,5 +234,5 @@ def check_base(pack: PackReader) -> str:
     said = (known, str(card["base_revision"]))
     if said != (decided["Model"], decided["Revision"]):
         other = f"{decision.MODEL_DECISION} says {decided['Model']} at {decided['Revision']}"
-        raise Contradiction(f"{CARD} says {said[0]} at {said[1]}, {other}")
+        raise NotYet(f"{CARD} says {said[0]} at {said[1]}, {other}")
     return f"{said[0]} at {said[1]} in both"

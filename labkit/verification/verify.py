@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from labkit.errors import LabError
+from labkit.evidence import FORMS
 from labkit.routes import load_route
 from labkit.verification.claims import CLAIMS, EVERYTHING, ClaimRule
 from labkit.verification.crosschecks import CROSS_CHECKS, CrossCheck
@@ -68,7 +69,13 @@ class _Judgement:
 
     def _artifact(self, rule: Rule) -> Finding:
         required = rule.name in self._required
-        return self._finding(rule.name, "/".join(rule.lessons), self._outcome(rule.name), rule.next_action, required)
+        action = f"run `labkit record {rule.name}`" if self._reworded(rule.name) else rule.next_action
+        return self._finding(rule.name, "/".join(rule.lessons), self._outcome(rule.name), action, required)
+
+    def _reworded(self, name: str) -> bool:
+        """Whether a person has written a form in other words since: running its lesson again would write over them."""
+        there = name in FORMS and name in self._pack.entries and self._pack.exists(name)
+        return there and judge(self._pack.check_recorded, name).verdict is Verdict.NOT_YET
 
     def _cross(self, cross: CrossCheck) -> Finding:
         return self._finding(cross.name, cross.lesson, self._outcome(cross.name), cross.next_action, required=True)
