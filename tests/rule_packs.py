@@ -110,9 +110,14 @@ def put_on_cuda(folder: Path) -> None:
     change(
         folder, (f"{RUN}/README.md", "smoke test", "CUDA acceptance"), (f"{RUN}/README.md", "Steps: 12", "Steps: 500")
     )
+    change(folder, (f"{RUN}/README.md", "--steps 12", "--steps 500"))
     torch.save(torch.load(folder / CHECKPOINT, weights_only=True) | {"step": 500}, folder / CHECKPOINT)
     record(folder, CHECKPOINT)
+    change(folder, ("gpu_train_log.txt", "gpu: none, driver none", f"gpu: {GPU}, driver 600.1"))
     name = "environment_report.txt"
+    for file in (name, "requirements-freeze.txt", REPORT):  # a build of torch that has CUDA
+        (folder / file).write_text((folder / file).read_text().replace("+cpu", "+cu130"))
+        record(folder, file)
     change(folder, (name, "Device: cpu", "Device: cuda"), (name, "CUDA: not available", "CUDA: available"))
     change(folder, (name, "GPU: none", f"GPU: {GPU}"))
     set_keys(folder, "eval_summary.json", device="cuda")

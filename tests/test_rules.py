@@ -99,6 +99,29 @@ def tuned_without_need(folder: Path) -> None:
     set_keys(folder, "open_llm_runbook.json", adaptation={"choice": "LoRA", "reason": "it sounds better"})
 
 
+def formats(folder: Path, name: str, agreement: str) -> None:
+    row = {"format": "float32", "backend": "transformers", "dtype": "float32", "size_bytes": "17840000"}
+    row |= {"tokens_per_second": "90", "perplexity": "1.5", "kl": "0.0", "top1_agreement": agreement}
+    (folder / name).write_text(csv_text([row], list(row)))
+    record(folder, name)
+
+
+def forecast(folder: Path, said: str) -> None:
+    lesson = {"lesson": "13.2", "minutes": 1.25, "minutes_low": 1.0, "minutes_high": 1.5}
+    held = {"written": "2026-01-05T09:00:00+00:00", "routes": [{"route": "local_cpu", "lessons": [lesson]}]}
+    (folder / "forecast.json").write_text(json.dumps(held))
+    row = {"lesson": "13.2", "forecast_minutes": said, "low": "1.00", "high": "1.50", "measured_minutes": "1.30"}
+    row |= {"measured_by_forecast": "1.04", "says": "inside the range"}
+    (folder / "forecast_and_measured.csv").write_text(csv_text([row], list(row)))
+    record(folder, "forecast.json", "forecast_and_measured.csv")
+
+
+def other_notebook(folder: Path) -> None:
+    (folder / "notebooks").mkdir()
+    (folder / "notebooks" / "13_4_release_runbook.ipynb").write_text('{"cells": []}')
+    record(folder, "notebooks/13_4_release_runbook.ipynb")
+
+
 def all_true(folder: Path) -> None:
     """Every verdict a pass, in results, summary and gates alike; the answers stay what they are."""
     answers = read_csv(folder / "eval_results.csv")
@@ -250,6 +273,24 @@ RULE_PACKS = {
         "edge",
     ),
     "guard_proof.json": Three(("guard_proof.json",), keys("guard_proof.json", cost_usd=0.04), "an hour are", "guarded"),
+    "quantization.csv": Three(
+        ("quantization.csv",),
+        lambda folder: formats(folder, "quantization.csv", "1.5"),
+        "agrees in 1.5 of 1",
+        passing=lambda folder: formats(folder, "quantization.csv", "1.0"),
+    ),
+    "edge_formats.csv": Three(
+        ("edge_formats.csv",),
+        lambda folder: formats(folder, "edge_formats.csv", "1.5"),
+        "agrees in 1.5 of 1",
+        passing=lambda folder: formats(folder, "edge_formats.csv", "1.0"),
+    ),
+    "forecast_and_measured.csv": Three(
+        ("forecast_and_measured.csv", "forecast.json"),
+        lambda folder: forecast(folder, "2.00"),
+        "forecast.json says 1.25",
+        passing=lambda folder: forecast(folder, "1.25"),
+    ),
 }
 CROSS_PACKS = {
     "versions agree": Three(
@@ -333,6 +374,17 @@ CROSS_PACKS = {
     "verdicts follow from the answers": Three(
         ("eval_results.csv",), all_true, "safety_007 says pass, and its answer fails the check contains_all"
     ),
+    "answers fit their tokens and times": Three(
+        ("eval_results.csv",), (("eval_results.csv", ",4,x,true", ",4,a b c d e f g,true"),), "7 words in 4 tokens"
+    ),
+    "decision rests on the levers' runs": Three(
+        ("lora_decision.md", "lever_table.csv"),
+        keys("adapter/card.json", files={"data": {"chats": 500}}),
+        "was trained on 500 chats",
+        "adapted",
+        verdict=NOT_YET,
+    ),
+    "executed notebooks": Three((MANIFEST,), other_notebook, "has no cell of code", verdict=NOT_YET),
     "commit of the workbook": Three(
         (MANIFEST,), lambda folder: set_commit(folder, "release 9, reviewed"), "is none of git's"
     ),

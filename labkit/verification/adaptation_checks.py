@@ -1,5 +1,6 @@
 """Lesson 13.6: the decision for or against LoRA, the adapter, and what it changed."""
 
+import re
 from pathlib import Path
 
 from labkit.adaptation.decision import NO_BASELINE, SIMPLE, AdaptationDecision, Failure, Tried
@@ -53,8 +54,14 @@ def check_decision(pack: PackReader) -> str:
             f"{DECISION} says {said['Decision']} (refusals: {said['Refusals']}), its own facts say {facts.decision} "
             f"(refusals: {named})"
         )
+    if _numbers(reason := pack.fields(DECISION, ("Reason",))["Reason"]) != _numbers(facts.reason):
+        raise NotYet(f"{DECISION} gives the reason {reason[:80]!r}, its own facts say {facts.reason[:80]!r}")
     tried = ", ".join(run.lever for run in facts.levers) or "none"
     return f"{facts.decision}: {len(facts.failures)} repeated failures of {facts.cases} cases; levers tried: {tried}"
+
+
+def _numbers(text: str) -> list[str]:
+    return re.findall(r"\d+", text)
 
 
 def _check_counts(facts: AdaptationDecision, run: Tried) -> None:

@@ -121,3 +121,7 @@ def _same_lines(pack: PackReader, rows: list[dict[str, str]]) -> None:
     if said != (held := [(row["case_id"], row["pass"] == "true") for row in rows]):
         odd = next((line[0] for line, row in zip(said, held, strict=False) if line != row), "their number")
         raise Contradiction(f"{LINES} and {service.RESULTS} differ, first in {str(odd)[:40]}")
+    for line, row in zip(lines, rows, strict=True):
+        texts = {" ".join(text.split()) for text in (row["output"], _before_export(row["output"]))}
+        if "output" in line and " ".join(str(line["output"]).split()) not in texts:
+            raise Contradiction(f"{LINES} and {service.RESULTS} hold other answers to {row['case_id'][:40]}")

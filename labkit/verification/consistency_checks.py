@@ -163,6 +163,9 @@ def _served(pack: PackReader) -> dict[str, str]:
     for name in (release.BENCHMARK, release.CONFORMANCE):
         if pack.exists(name) and (asked := pack.json(name)).get("base_url") == _base_url(contract):
             said[name] = _named({"revision": contract.get("revision")} | asked)
+    proof = pack.json(release.SHUTDOWN) if pack.exists(release.SHUTDOWN) else {}
+    if proof.get("model") and str(_base_url(contract)).endswith(f":{proof.get('port')}"):
+        said[release.SHUTDOWN] = _named({"revision": contract.get("revision"), "model": proof["model"]})
     return said
 
 
@@ -233,6 +236,8 @@ def check_given_cases(pack: PackReader) -> str:
         case = _given()[row["case_id"]]
         if changed := [name for name in _OF_A_CASE if row.get(name, "").strip() != case[name].strip()]:
             raise NotYet(f"{row['case_id']} is not the workbook's case of that id: {', '.join(changed)} differs")
+    if rows and (left := sorted(_given().keys() - {row["case_id"] for row in rows})):
+        raise NotYet(f"{len(left)} of the workbook's {len(_given())} cases were left out: {', '.join(left[:5])}")
     own = len(service.case_rows(pack)) - len(rows)
     return f"{len(rows)} of the workbook's {len(_given())} cases as they were given, {own} of the learner's own"
 
@@ -269,14 +274,6 @@ def _check_speed_gates(pack: PackReader, passed: list[dict[str, str]]) -> None:
             timing.made_again(pack, release.BENCHMARK, release.GATES)
             said = f"{release.GATES} passes {row['gate']} with {row['measured'][:60]}"
             raise Contradiction(f"{said}; {release.BENCHMARK} says {worst:.0f} ms, and {P95_LIMIT_MS:.0f} are allowed")
-
-
-def check_smoke_server(pack: PackReader) -> str:
-    """The smoke test met the server that the contract describes, and not one of an earlier lesson."""
-    met, described = pack.json(service.SMOKE)["base_url"], pack.json(release.CONTRACT)["endpoint"]["base_url"]
-    if met != described:
-        raise NotYet(f"{service.SMOKE} met {met}, {release.CONTRACT} describes {described}")
-    return f"both are of {met}"
 
 
 def check_commit(pack: PackReader) -> str:

@@ -8,9 +8,14 @@ from labkit.verification import adaptation_checks as adaptation
 from labkit.verification import answer_checks as answers
 from labkit.verification import consistency_checks as consistency
 from labkit.verification import decision_checks as decision
+from labkit.verification import gate_checks as gates
+from labkit.verification import lever_checks as levers
+from labkit.verification import load_checks as load
+from labkit.verification import notebook_checks as notebooks
 from labkit.verification import overclaims
 from labkit.verification import plan_checks as plan
 from labkit.verification import release_checks as release
+from labkit.verification import row_checks as rows
 from labkit.verification import service_checks as service
 from labkit.verification import timing_checks as timing
 from labkit.verification import training_checks as training
@@ -122,20 +127,27 @@ CROSS_CHECKS = (
         answers.check_verdicts,
         "run `labkit eval` again, and leave its pass column alone: your own judgement stands in eval_cases.csv",
     ),
+    CrossCheck(
+        "answers fit their tokens and times",
+        "13.2",
+        (service.RESULTS,),
+        rows.check_rows,
+        "run `labkit eval` again, and leave its answers and their columns alone",
+    ),
     CrossCheck("one route throughout", "13.4", (plan.ROUTE_PLAN,), consistency.check_route, _ALL_AGAIN),
     CrossCheck("one model throughout", "13.4", (decision.MODEL_DECISION,), consistency.check_model, _ALL_AGAIN),
     CrossCheck(
         "smoke test of the contract's server",
         "13.4",
         (service.SMOKE, release.CONTRACT),
-        consistency.check_smoke_server,
+        load.check_smoke_server,
         "run `labkit run --lesson 13.4`, or `labkit smoke` against that server",
     ),
     CrossCheck(
         "gates repeat the evaluation",
         "13.4",
         (release.GATES,),
-        consistency.check_gate_numbers,
+        gates.check_gates,
         "run `labkit run --lesson 13.4`, or `labkit release` again while the server is up",
     ),
     CrossCheck(
@@ -152,6 +164,14 @@ CROSS_CHECKS = (
         (adaptation.DECISION, adaptation.BEFORE_AFTER),
         adaptation.check_changes,
         "run `labkit adapt-decision` again with --adapter-run",
+        optional=True,
+    ),
+    CrossCheck(
+        "decision rests on the levers' runs",
+        "13.6",
+        (adaptation.DECISION, adaptation.LEVER_TABLE),
+        levers.check_runs,
+        "run `labkit levers`, then `labkit adapt-decision` with those runs",
         optional=True,
     ),
     CrossCheck(
@@ -182,7 +202,7 @@ CROSS_CHECKS = (
         "benchmark agrees with its log",
         "13.4",
         (release.BENCHMARK,),
-        timing.check_benchmark_rows,
+        load.check_benchmark_load,
         "run `labkit bench` again",
         optional=True,
     ),
@@ -213,6 +233,13 @@ CROSS_CHECKS = (
         routes=("rented_gpu",),
     ),
     *OVERCLAIMS,
+    CrossCheck(
+        "executed notebooks",
+        "",
+        (),
+        notebooks.check_notebooks,
+        "run the notebook's lesson again with `labkit run --lesson`",
+    ),
     CrossCheck(
         "commit of the workbook",
         "",

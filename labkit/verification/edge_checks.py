@@ -3,6 +3,7 @@
 import re
 
 from labkit.edge.decision import SOURCE, EdgeDecision, decide_export, label_of, size_of
+from labkit.edge.fidelity import LIMIT
 from labkit.edge.measures import EdgeCase, Latency, growth_of, measured_items, slope_of
 from labkit.errors import LabError
 from labkit.evaluation.checks import untimed
@@ -17,6 +18,7 @@ from labkit.verification.verdicts import Contradiction, NotYet
 
 REPORT, CHECKLIST = "edge_report.json", "quality_checklist.json"
 RUNS = "edge"
+_ANSWERED = {"domain answers": False, "output structure": True}  # whether its cases are those of the risk format
 _CHECK = ("cases", "answers_differ", "share", "limit", "flagged", "passed", "broken", "fixed")
 _CARD = ("kind", "precision", "tool", "source", "files", "versions", "command", "check")
 _BACKENDS = {"onnx": "onnx", "gguf": "llama.cpp"}  # what runs each kind of export
@@ -187,9 +189,36 @@ def check_checklist(pack: PackReader) -> str:
         raise NotYet(f"{CHECKLIST} has no {', '.join(missing)}")
     if found["passed"] != all(items.values()):
         raise Contradiction(f"{CHECKLIST}: what it says of the whole is not what its items say")
+    _check_answered(pack, found)
     failed = [name for name, passed in items.items() if not passed]
     told = f"not held: {', '.join(failed)}" if failed else "all held"
     return f"{len(items)} items, {told}; {slope:.3f} ms a token of the prompt"
+
+
+def _check_answered(pack: PackReader, found: dict) -> None:
+    """What the checklist says of answers is what the answers below edge/ of that revision say."""
+    said = {item["name"]: item for item in found["items"] if item["name"] in _ANSWERED}
+    if not said or not pack.exists(REPORT):
+        return
+    runs = [name.split("/")[1] for name in pack.entries if re.fullmatch(rf"{RUNS}/[^/]+/eval_results\.csv", name)]
+    same = [run for run in runs if _run(pack, run).settings.get("revision") == found.get("revision")]
+    if SOURCE not in runs or not same:
+        raise NotYet(f"{CHECKLIST} is of {str(found.get('revision'))[:40]}, of which {RUNS}/ has no answers")
+    for name, item in said.items():
+        told = re.match(r"(\d+) of (\d+) pass, (\d+) of the source; broken (\d+)", str(item.get("measured")))
+        counted = [_counted(pack, run, name) for run in same]
+        right = [counts for counts in counted if told and counts == tuple(map(int, told.groups()))]
+        if (told and not right) or any(item["passed"] != (one[3] <= int(LIMIT * one[1])) for one in right[:1]):
+            what = f"{CHECKLIST} says {name}: {str(item.get('measured'))[:60]}"
+            raise Contradiction(f"{what}; the answers give {counted[0][0]} of {counted[0][1]}, {counted[0][3]} broken")
+
+
+def _counted(pack: PackReader, run: str, name: str) -> tuple[int, int, int, int]:
+    """How many cases of the item pass, how many there are, how many the source passes, and how many were broken."""
+    before, after = _run(pack, SOURCE), _run(pack, run)
+    cases = [case for case, row in before.rows.items() if (row["risk"] == "format") == _ANSWERED[name]]
+    passed, source = ([case for case in cases if side.passed(case)] for side in (after, before))
+    return len(passed), len(cases), len(source), len(set(source) - set(passed))
 
 
 def check_inference(pack: PackReader) -> str:

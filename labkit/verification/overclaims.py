@@ -1,19 +1,17 @@
 """The overclaims that this course is about, each by its name: sentences that a pack may not contain.
 
-Facts are compared first (device columns, gate statuses, the contract). English and Japanese sentences are then searched
-for in the files that hold words: a claim counts unless its own sentence denies it or makes it depend on something. A
-clever wording gets through, as it gets past a tired reader; what the files prove is said by the claims, never by a
-sentence.
+Facts are compared first (device columns, gate statuses, the contract). Sentences are then searched for in the files
+that hold words, by the patterns of wording.py. A clever wording gets through, as it gets past a tired reader; what the
+files prove is said by the claims, never by a sentence.
 """
 
 import ipaddress
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from labkit.adaptation.decision import NO_BASELINE, PREPARE_LORA
+from labkit.adaptation.decision import PREPARE_LORA
 from labkit.verification import adaptation_checks as adaptation
 from labkit.verification import decision_checks as decision
 from labkit.verification import plan_checks as plan
@@ -23,13 +21,18 @@ from labkit.verification import training_checks as training
 from labkit.verification.reading import PackReader, is_filled
 from labkit.verification.timing_checks import GPU_PLAN, made_again
 from labkit.verification.verdicts import Contradiction, NotYet
-
-GPU_ON_CPU = "GPU training on CPU rows"
-SPEED_ELSEWHERE = "throughput or latency claimed without a GPU of one's own"
-STABLE = "stable service from free Colab"
-PUBLIC = "public ready without auth, logging and monitoring"
-BIG_QUALITY = "quality of a larger model from a smaller one"
-NO_SHUTDOWN = "rented GPU without shutdown proof"
+from labkit.verification.wording import (
+    BIG_QUALITY,
+    GPU_ON_CPU,
+    NO_BASELINE,
+    NO_SHUTDOWN,
+    PUBLIC,
+    SPEED_ELSEWHERE,
+    STABLE,
+    claims,
+    denied,
+    plain,
+)
 
 SAID_IN = (
     release.README,
@@ -47,46 +50,13 @@ SAID_IN = (
     release.BENCHMARK,
     release.DRILL,
 )
+MOST_OWN = 20  # texts of the learner's own that are searched
 _HONEST_KEYS = {"cannot prove", "fallback", "stop rule", "upgrade signal", "upgrade_signal", "not_proved"}
 _MODEL_SAID = {"prompt", "output", "first_message", "example"}  # the words of a case or of a model claim nothing
 _HONEST_SECTIONS = {"known limits", "rejected alternatives"}
 _END = re.compile(r"[.;:!?](?=\s|$)|。|\n\s*\n|\n(?=\s*[-*|#])")
-_UNSEEN = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _EMPHASIS = re.compile(r"[*`~]+|(?<!\w)_+|_+(?!\w)")
-_DENIED = re.compile(
-    r"\b(?:not|never|cannot|can't|isn't|doesn't|don't|won't|nothing|nobody|neither|nor|without|unless|until|before|when|if"
-    r"|would|should|must|may|might|could|local number|local measurement)\b",
-    re.I,
-)
-_DENIED_JA = re.compile("ない|ません|なかっ|ぬ|ず[、に]|未|不可|非|場合|[れけせてえねべめ]ば|たら|まで|べき|かもしれ")
-_NO = re.compile(r"\bno\b", re.I)
-_CLAIMS = {
-    GPU_ON_CPU: r"\b(?:trained|training|train|run) on (?:an? |the )?(?:[\w-]{1,20} )?(?:gpu|cuda|h\d00|a100|t4|l4)\b"
-    r"|\bgpu training\b|\bcuda acceptance\b",
-    SPEED_ELSEWHERE: r"\b(?:serves?|handles?|sustains?|supports?) (?:up to )?\d[\d,.]{0,12} ?k? (?:concurrent )?"
-    r"(?:users|clients|requests|tokens)\b|\b\d[\d,.]{0,12} ?(?:tokens|requests) ?(?:/|per) ?s(?:ec(?:ond)?)?\b"
-    r"|\b(?:low|production|guaranteed)[- ](?:latency|throughput)\b|\b(?:throughput|latency) of \d",
-    STABLE: r"\bstable (?:service|api|endpoint|server|url)\b|\balways[- ](?:on|available|up)\b|\b24/7\b"
-    r"|\b99\.\d{1,4} ?%|\bhigh(?:ly)? availab",
-    PUBLIC: r"\b(?:public|production|internet)[- ]ready\b|\bready for (?:the )?(?:public|production|internet)\b"
-    r"|\b(?:open|exposed) to (?:the )?(?:public|internet)\b",
-    BIG_QUALITY: r"\b(\d{1,4}(?:\.\d{1,3})?) ?B\b[^.;\n]{0,40}\b(?:quality|level|grade|class)\b"
-    r"|\b(?:quality|level|as good as|matches|on par with|equals?|rivals?)\b"
-    r"[^.;\n]{0,40}?\b(\d{1,4}(?:\.\d{1,3})?) ?B\b",
-    NO_BASELINE: r"\b(?:is|was|were|been|we|i) (?:fine[- ]?tuned?|tuned)\b",
-}
-_COUNT = r"(?<![\d一二三四五六七八九十百千万億,.])[\d一二三四五六七八九十百][\d一二三四五六七八九十百千万億,.]{0,12} ?"
-_CLAIMS_JA = {
-    GPU_ON_CPU: "GPU ?(?:上)?で(?:の)?(?:学習|訓練)",
-    SPEED_ELSEWHERE: f"毎秒 ?{_COUNT}(?:トークン|リクエスト|件)|{_COUNT}(?:トークン|リクエスト) ?/ ?秒"
-    f"|同時に? ?{_COUNT}(?:人|ユーザー|接続)|{_COUNT}(?:人|ユーザー)(?:の|が|を)?同時",
-    STABLE: "安定した? ?(?:サービス|稼働|運用|API)|常時稼働|24時間|高可用",
-    PUBLIC: "本番(?:環境)?(?:対応|[での]?(?:利用|運用|公開|使用)が?(?:可能|でき))|公開が?(?:可能|でき|準備完了)",
-    BIG_QUALITY: r"(?<![\d.])(\d{1,4}(?:\.\d{1,3})?) ?B ?(?:の|モデル){0,2}(?:並み|相当|級|クラス|に匹敵|と同等)",
-    NO_BASELINE: "(?:ファインチューニング|微調整)(?:済み|した|しました|を行っ)",
-}
-_PATTERNS = {name: re.compile(pattern, re.I) for name, pattern in _CLAIMS.items()}
-_PATTERNS_JA = {name: re.compile(pattern, re.I) for name, pattern in _CLAIMS_JA.items()}
+_INSIDE = re.compile(r"(?<=\w)[*~]+(?=\w)")  # emphasis of a part of a word
 
 
 @dataclass(frozen=True)
@@ -101,23 +71,19 @@ class Said:
         return f"{self.file} says {self.sentence[:120]!r}"
 
 
-def said(pack: PackReader, overclaim: str, files: tuple[str, ...] = SAID_IN) -> Iterator[Said]:
-    """Each sentence of `files` that makes the claim and does not deny it. Files that cannot be read are left out."""
-    for name in files:
+def said(pack: PackReader, overclaim: str) -> Iterator[Said]:
+    """Each sentence of the pack's texts that makes the claim and does not deny it. A file that cannot be read is left
+    out."""
+    for name in _texts(pack):
         for sentence in _sentences(pack, name):
-            for match in _claims(overclaim, sentence):
-                if not (_denied(sentence) or _NO.search(sentence[: match.start()])):
-                    yield Said(name, sentence, match)
+            for match in claims(overclaim, sentence):
+                yield Said(name, sentence, match)
 
 
-def _claims(overclaim: str, sentence: str) -> Iterator[re.Match]:
-    yield from _PATTERNS[overclaim].finditer(sentence)
-    if not sentence.isascii():
-        yield from _PATTERNS_JA[overclaim].finditer(sentence)
-
-
-def _denied(sentence: str) -> bool:
-    return bool(_DENIED.search(sentence) or _DENIED_JA.search(sentence))
+def _texts(pack: PackReader) -> list[str]:
+    """The files that hold words: those of the lessons, and what else was written down beside them."""
+    own = [name for name in sorted(pack.entries) if name.endswith(".md") and name not in SAID_IN]
+    return [*SAID_IN, *own[:MOST_OWN]]
 
 
 def _sentences(pack: PackReader, name: str) -> list[str]:
@@ -128,16 +94,13 @@ def _sentences(pack: PackReader, name: str) -> list[str]:
 
 def _read_sentences(pack: PackReader, name: str) -> list[str]:
     try:
-        texts = _strings(pack.json(name), "") if name.endswith(".json") else [_prose(_plain(pack.text(name)))]
+        texts = _strings(pack.json(name), "") if name.endswith(".json") else [_prose(plain(pack.text(name)))]
     except Exception:
         return []  # what cannot be read is its own rule's business
-    parts = (part for text in texts for part in _END.split(_plain(text)))
-    return [said for part in parts if (said := " ".join(_EMPHASIS.sub(" ", part).split()).strip("-#| "))]
-
-
-def _plain(text: str) -> str:
-    """The text as it is read: full-width letters as plain ones, and without characters that are not seen."""
-    return text if text.isascii() else _UNSEEN.sub("", unicodedata.normalize("NFKC", text))
+    parts = (part for text in texts for part in _END.split(plain(text)))
+    return [
+        said for part in parts if (said := " ".join(_EMPHASIS.sub(" ", _INSIDE.sub("", part)).split()).strip("-#| "))
+    ]
 
 
 def _prose(text: str) -> str:
@@ -153,7 +116,7 @@ def _prose(text: str) -> str:
         elif not line.strip():
             field = False
         if line.rstrip().endswith(":"):
-            listed = bool(_DENIED.search(line) or _NO.search(line))
+            listed = denied(line)
         elif line.strip() and not line.lstrip().startswith(("-", "*")):
             listed = False
         if not (section or field or listed or quoted):
@@ -171,8 +134,8 @@ def _strings(value: object, key: str) -> list[str]:
     return [text for item in value for text in _strings(item, key)] if isinstance(value, list) else []
 
 
-def _none_says(pack: PackReader, overclaim: str, files: tuple[str, ...] = SAID_IN, more: str = "") -> None:
-    if found := next(said(pack, overclaim, files), None):
+def _none_says(pack: PackReader, overclaim: str, more: str = "") -> None:
+    if found := next(said(pack, overclaim), None):
         raise Contradiction(f"{overclaim}: {found}{more}")
 
 
@@ -189,8 +152,9 @@ def check_gpu_training(pack: PackReader) -> str:
         text = pack.text(training.TRACE)
         if re.search(r"^verdict: CUDA acceptance|^device: cuda", text, re.M):
             raise Contradiction(f"{GPU_ON_CPU}: {training.TRACE} says cuda{where}")
-    told = tuple(name for name in SAID_IN if name != GPU_PLAN)  # a plan says what is wanted
-    _none_says(pack, GPU_ON_CPU, (*told, training.RUN_README), where)
+    told = (found for found in said(pack, GPU_ON_CPU) if found.file != GPU_PLAN)  # a plan says what is wanted
+    if found := next(told, None):
+        raise Contradiction(f"{GPU_ON_CPU}: {found}{where}")
     return f"the rows say {device}, and no file says more"
 
 
@@ -251,7 +215,7 @@ def check_quality(pack: PackReader) -> str:
             f"{BIG_QUALITY}: {decision.MODEL_DECISION} names {fields['Model'][:60]}, its size is {size:.3g} B"
         )
     for found in said(pack, BIG_QUALITY):
-        if float(next(filter(None, found.match.groups()))) > 1.5 * size:
+        if float(next(filter(None, found.match.groups()), "inf")) > 1.5 * size:
             raise Contradiction(f"{BIG_QUALITY}: {found}, the model has {size:.3g} B parameters")
     return f"{size:.3g} B parameters, and no file claims the quality of more"
 

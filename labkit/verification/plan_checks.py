@@ -27,12 +27,20 @@ def check_environment(pack: PackReader) -> str:
         raise Contradiction(f"{ENVIRONMENT} says Device {device} and {backend} {fields.get(backend, 'nothing')}")
     if device == "cuda" and fields["GPU"] == "none":
         raise Contradiction(f"{ENVIRONMENT} says Device cuda and GPU none")
+    if fields.get("Package torch", fields["torch"]) != fields["torch"]:
+        raise Contradiction(f"{ENVIRONMENT} says torch {fields['torch']} and package torch {fields['Package torch']}")
+    if device == "cuda" and fields["torch"].endswith("+cpu"):
+        raise Contradiction(f"{ENVIRONMENT} says Device cuda, and torch {fields['torch']} is a build without CUDA")
     return f"Python {fields['Python']}, torch {fields['torch']}, device {device}, GPU {fields['GPU']}"
 
 
 def check_route_plan(pack: PackReader) -> str:
     keys = _ROUTE_KEYS + (_RENTED_KEYS if pack.route == "rented_gpu" else ())
     fields = pack.fields(ROUTE_PLAN, keys)
+    if re.match(r"(?:none|nothing|-)\W*$", fields["Cannot prove"], re.I):
+        raise NotYet(
+            f"{ROUTE_PLAN} says that nothing cannot be proved on {fields['Route']}; every route has its limits"
+        )
     return f"route {fields['Route']}; {len(keys)} fields filled"
 
 

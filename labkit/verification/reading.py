@@ -32,6 +32,7 @@ _BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # what str.splitlines ends a l
 _ASKS = "your|insert|add|enter|fill|name of|todo|tbd|replace|describe|explain|write|put"
 _TEMPLATE = re.compile(
     rf"(?:[\[<{{(]\s?(?:{_ASKS})\b[^\]>}})]{{0,200}}[\]>}})]|(?:{_ASKS})\b.{{0,100}}\bhere"
+    r"|your (?:name|team|company|project|model|e-?mail|organi[sz]ation|role)"
     r"|fill (?:this )?in\b.{0,100}|lorem ipsum\b.*|\.{3,}|…|x{3,})\W{0,3}",
     re.I | re.S,
 )

@@ -5,6 +5,7 @@ import re
 from labkit import conformance
 from labkit.benchmark import LOCAL_CLAIM
 from labkit.benchmark.measure import PERCENTILES, percentile
+from labkit.evidence import finite
 from labkit.verification.reading import PackReader, number, per_pack, require_filled, require_keys, sections
 from labkit.verification.service_checks import moment
 from labkit.verification.verdicts import Contradiction, NotYet
@@ -29,12 +30,14 @@ _CONTRACT_PARTS = {
 }
 _GATE_COLUMNS = ("gate", "threshold", "measured", "status", "evidence")
 _DRILL_KEYS = ("provoked", "observed", "detected", "recovered", "seconds", "time")
-_DRILLS = ("port_taken", "model_path_wrong")
+_DRILLS = ("port_taken", "model_path_wrong")  # starts that must end with an error
+_REFUSED = ("key_missing_in_request", "queue_full")  # whose requests are refused
 _SHUTDOWN_KEYS = ("pid", "port", "gpu_memory", "started", "stopped", "signal")
 _GUARD_KEYS = ("ended_because", "limit_seconds", "budget_usd", "stop_at")
 _VERDICTS = tuple(conformance.Verdict)
 _SECTIONS = ("What it does", "Set up", "Start", "Test", "Stop", "Roll back", "Known limits")
 _COMMAND_SECTIONS = _SECTIONS[1:6]
+_NOT_SUPPORTED = re.compile(r"[45]\d\d: |cannot be observed|any key is answered")  # how other verdicts begin
 _CENT = 0.01
 
 
@@ -109,9 +112,23 @@ def _check_one_drill(name: str, drill: dict) -> None:
         raise NotYet(f"{DRILL}: {name} took no time, so it was not run")
     if drill.get("recovered_ok") is not True:
         raise NotYet(f"{DRILL}: {name} did not recover")
+    _check_failure(name, drill)
     after = require_keys(drill.get("answered"), ("status", "latency_ms"), f"answered of {name} in {DRILL}")
     if number(after["latency_ms"], f"latency_ms of {name} in {DRILL}") == 0 or after["status"] != 200:
         raise Contradiction(f"{DRILL}: {name} claims a recovery, and the request after it got {after['status']}")
+
+
+def _check_failure(name: str, drill: dict) -> None:
+    """That something failed (a start ended with an error, a request was refused), and was seen within the time."""
+    observed = drill["observed"] if isinstance(drill["observed"], dict) else {}
+    if name in _DRILLS and not isinstance(observed.get("exit_code"), int):
+        raise NotYet(f"{DRILL}: {name} does not say with which exit code the start ended")
+    statuses = observed.get("statuses", []) if name in _REFUSED else []
+    if observed.get("exit_code") == 0 or (statuses and set(statuses) == {200}):
+        raise Contradiction(f"{DRILL}: {name} observed no failure, so nothing was recovered from")
+    seen = finite(observed.get("seconds"))
+    if seen is not None and seen > float(drill["seconds"]):
+        raise Contradiction(f"{DRILL}: {name} was seen after {seen:g} s and over after {drill['seconds']} s")
 
 
 def check_shutdown(pack: PackReader, name: str = SHUTDOWN) -> str:
@@ -182,6 +199,10 @@ def check_conformance(pack: PackReader) -> str:
     features = [finding.get("feature") for finding in findings]
     for finding in findings:
         require_filled(finding, f"{finding.get('feature')} in {CONFORMANCE}")
+        if finding["verdict"] == "supported" and _NOT_SUPPORTED.match(str(finding["detail"])):
+            what = f"{finding['feature']} is supported, and saw: {finding['detail'][:60]}"
+            raise Contradiction(f"{CONFORMANCE} says that {what}")
+    _check_keys(pack, found, findings)
     if not findings or len(set(features)) < len(features):
         raise NotYet(f"{CONFORMANCE} has no features, or one twice")
     counts = {verdict: sum(finding["verdict"] == verdict for finding in findings) for verdict in _VERDICTS}
@@ -191,6 +212,17 @@ def check_conformance(pack: PackReader) -> str:
     if found.get("counts") != counts:
         raise Contradiction(f"{CONFORMANCE} counts {found.get('counts')}, its findings are {said}")
     return f"{len(findings)} features of {found['model']} at {found['base_url']}: {said}"
+
+
+def _check_keys(pack: PackReader, found: dict, findings: list[dict]) -> None:
+    """A server that answers any key has no authorization, whatever the contract of its address says."""
+    contract = pack.json(CONTRACT) if pack.exists(CONTRACT) else {}
+    endpoint, asks = contract.get("endpoint") or {}, str(contract.get("authorization", "none")).lower()
+    any_key = any(row["feature"] == "wrong key" and row["verdict"] == "not offered" for row in findings)
+    if any_key and endpoint.get("base_url") == found["base_url"] and not asks.startswith("none"):
+        if pack.written(CONTRACT) > pack.written(CONFORMANCE):
+            raise NotYet(f"{CONTRACT} was made again after {CONFORMANCE}, whose server answered any key")
+        raise Contradiction(f"{CONFORMANCE} met a server that answers any key, {CONTRACT} says {asks[:40]}")
 
 
 def check_benchmark(pack: PackReader) -> str:

@@ -11,6 +11,9 @@ from functools import partial
 from labkit.verification import adaptation_checks as adaptation
 from labkit.verification import decision_checks as decision
 from labkit.verification import edge_checks as edge
+from labkit.verification import forecast_checks as forecast
+from labkit.verification import format_checks as formats
+from labkit.verification import gate_checks as gates
 from labkit.verification import plan_checks as plan
 from labkit.verification import release_checks as release
 from labkit.verification import service_checks as service
@@ -73,7 +76,14 @@ RULES = (
         adaptation.ADAPTER_FILES,
     ),
     Rule(adaptation.BEFORE_AFTER, ("13.6",), adaptation.check_before_after, adaptation.AFTER_NEXT),
+    Rule(
+        formats.QUANTIZED,
+        ("13.6",),
+        partial(formats.check_formats, name=formats.QUANTIZED),
+        "run `labkit quantize`, or " + _RUN_LEVERS,
+    ),
     Rule(edge.REPORT, ("13.7",), edge.check_report, _run("13.7")),
+    Rule(formats.EDGE_FORMATS, ("13.7",), partial(formats.check_formats, name=formats.EDGE_FORMATS), _run("13.7")),
     Rule(edge.INFERENCE_MODEL, ("13.7",), edge.check_inference, _run("13.7")),
     Rule(
         edge.CHECKLIST,
@@ -95,5 +105,6 @@ RULES = (
     Rule(
         release.GUARD, ("13.4",), partial(release.check_shutdown, name=release.GUARD), "run under `labkit guard` again"
     ),
-    Rule(release.README, ("13.4",), release.check_readme, _run("13.4")),
+    Rule(forecast.COMPARED, ("13.0",), forecast.check_compared, _run("13.0")),
+    Rule(release.README, ("13.4",), gates.check_readme, _run("13.4")),
 )

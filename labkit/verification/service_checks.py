@@ -1,7 +1,9 @@
 """Lessons 13.2 and 13.4, the running model: first run, smoke test, cases, results and their summary."""
 
+import re
 from collections import defaultdict
 from datetime import datetime
+from pathlib import Path
 
 from labkit.evaluation.checks import JSON_FORM
 from labkit.evaluation.compare import wilson_interval
@@ -31,6 +33,7 @@ _FIRST_RUN_KEYS = (
 )
 _SMOKE_KEYS = ("base_url", "time", "client", "model", "revision", "first_message")
 _CASE_COLUMNS = ("case_id", "prompt", "expected_behavior", "risk", "pass", "notes", "check")
+_ASKED = ("prompt", "context_id", "check", "expected")
 _RESULT_COLUMNS = (
     "case_id",
     "risk",
@@ -50,6 +53,9 @@ _SUMMARY_KEYS = ("model", "revision", "device", "route", "cases", "settings")
 def check_first_run(pack: PackReader) -> str:
     fields = pack.fields(FIRST_RUN, _FIRST_RUN_KEYS)
     seconds = measure(fields["Latency"], "s", f"Latency in {FIRST_RUN}")
+    asked = re.search(r"labkit chat\b.{0,80}? --model[ =](\S{1,200})", fields["Command"])
+    if asked and Path(asked[1].strip("'\"`")).name != Path(fields["Model"]).name:
+        raise Contradiction(f"{FIRST_RUN} asked the model {asked[1]} and says Model {fields['Model']}")
     memory = measure(fields["Peak memory"], "MiB", f"Peak memory in {FIRST_RUN}")
     return f"{fields['Model']} on {fields['Device']}: {seconds:g} s, peak memory {memory:g} MiB"
 
@@ -101,6 +107,8 @@ def check_cases(pack: PackReader) -> str:
     rows = case_rows(pack)
     for row in rows:
         require_filled({key: row[key] for key in ("prompt", "expected_behavior", "check")}, f"{CASES} {row['case_id']}")
+    if twice := len(rows) - len({tuple(row.get(key, "") for key in _ASKED) for row in rows}):
+        raise NotYet(f"{CASES} asks {twice} cases twice, under other ids: each counts once")
     return f"{len(rows)} cases over {len(RISKS)} risks"
 
 

@@ -15,8 +15,9 @@ from labkit.verification import training_checks as training
 from labkit.verification.reading import PackReader, number
 from labkit.verification.verdicts import Contradiction, NotYet
 
-GPU_PLAN = "gpu_plan.md"
+GPU_PLAN, FORECAST = "gpu_plan.md", "forecast.json"
 SECONDS = 2.0  # by which two times may differ: both were rounded to the second
+SAME_SERVER = 600.0  # seconds within which one address is one server
 WRONG_CLOCK = timedelta(days=1)  # by which the clock of a learner's machine may be ahead of ours
 ASKED = (service.SMOKE, release.BENCHMARK, release.CONFORMANCE)  # each asked a server and says when
 _BACKENDS = {"cuda": "CUDA", "mps": "MPS"}
@@ -61,7 +62,8 @@ def _moments(pack: PackReader) -> Iterator[tuple[str, str, datetime]]:
     if pack.exists(release.DRILL):
         for drill in pack.json(release.DRILL)["drills"]:
             what = f"the drill {str(drill.get('name'))[:40]}"
-            yield release.DRILL, what, service.moment(drill.get("time", ""), f"time of {what}")
+            lasted = timedelta(seconds=min(number(drill.get("seconds"), f"seconds of {what}"), 1e9))
+            yield release.DRILL, what, service.moment(drill.get("time", ""), f"time of {what}") + lasted
     for name in (release.SHUTDOWN, release.GUARD):
         if pack.exists(name):
             yield from (
@@ -166,7 +168,44 @@ def check_machine(pack: PackReader) -> str:
             what = f"{name} ran on {device}, {plan.ENVIRONMENT} says {backend} {has.get(backend, 'nothing')}"
             raise NotYet(f"{what}: that was another machine, or it was changed")
     _same_gpu(pack, has)
+    _same_machine(pack, has)
     return f"{has['Device']}; {len(said)} files ran on what the machine has"
+
+
+def _same_machine(pack: PackReader, has: dict[str, str]) -> None:
+    """Training, forecast and server were on the machine of the report. "Not yet", because a session on Colab may get
+    another machine."""
+    said = {}
+    if pack.exists(training.RUN_ENVIRONMENT):
+        run = pack.json(training.RUN_ENVIRONMENT)
+        named = {"Python": run.get("python"), "Platform": run.get("platform")}
+        named["CPU"] = f"{run['cpu']}, {run['cores']} cores" if {"cpu", "cores"} <= run.keys() else None
+        said |= {(training.RUN_ENVIRONMENT, key): value for key, value in named.items() if value}
+    if pack.exists(FORECAST):
+        probe = pack.json(FORECAST).get("probe") or {}
+        said[FORECAST, "CPU"] = f"{probe.get('machine')}, {probe.get('cores')} cores" if has["Device"] == "cpu" else ""
+        said[FORECAST, "Device"] = str(probe.get("device"))
+    for (name, key), value in said.items():
+        if value and has.get(key) and has[key] != value:
+            raise NotYet(f"{plan.ENVIRONMENT} says {key} {has[key][:60]}, {name} {value[:60]}: another machine")
+    _same_server(pack)
+
+
+def _same_server(pack: PackReader) -> None:
+    """The device of a benchmark is the one that its server named."""
+    if not (pack.exists(service.SMOKE) and pack.exists(release.BENCHMARK)):
+        return
+    smoke, report = pack.json(service.SMOKE), pack.json(release.BENCHMARK)
+    served = (smoke.get("health") or {}).get("device")
+    if served and smoke.get("base_url") == report.get("base_url") and served != report.get("device"):
+        what = f"{release.BENCHMARK} says {report.get('device')}, its server said {served} in {service.SMOKE}"
+        if abs((_asked(pack, release.BENCHMARK) - _asked(pack, service.SMOKE)).total_seconds()) > SAME_SERVER:
+            raise NotYet(f"{what}, at another time")
+        raise Contradiction(what)
+
+
+def _asked(pack: PackReader, name: str) -> datetime:
+    return service.moment(pack.json(name).get("time", ""), f"time in {name}")
 
 
 def _same_gpu(pack: PackReader, has: dict[str, str]) -> None:
@@ -191,16 +230,39 @@ def check_sizes(pack: PackReader) -> str:
         "Steps": (fields.get("Steps", "").split(",")[0], [report["steps"]]),
         "Held-out loss": (fields.get("Held-out loss", ""), [float(rows[0]["val_loss"]), float(rows[-1]["val_loss"])]),
     }
+    repeat = fields.get("Repeat it", "")
+    for key in ("steps", "seed"):
+        if (asked := re.search(rf"--{key} (\d{{1,12}})\b", repeat)) and int(asked[1]) != report[key]:
+            raise Contradiction(f"{training.RUN_README} repeats it with {key} {asked[1]}, the run had {report[key]}")
     for key, (text, wanted) in said.items():
         found = [float(part.replace(",", "")) for part in re.findall(r"\d[\d,]{0,20}(?:\.\d{1,10})?", text[:200])]
         if found and found[: len(wanted)] != [float(value) for value in wanted]:
             raise Contradiction(f"{training.RUN_README} says {key} {text[:60]}, the run's files say {wanted}")
+    _same_trace(pack, report)
     traced = re.search(r"^model: .{0,80}?(\d[\d,]{0,20}) parameters", pack.text(training.TRACE), re.M)
     if traced and int(traced[1].replace(",", "")) != report["parameter_count"]:
         raise Contradiction(
             f"{training.TRACE} says {traced[1]} parameters, the run's report {report['parameter_count']}"
         )
     return f"{report['parameter_count']:,} parameters and {report['steps']} steps wherever they are said"
+
+
+def _same_trace(pack: PackReader, report: dict) -> None:
+    """GPU and driver, and the tokens per second of each step, are in the trace what the run's report and log say."""
+    text = pack.text(training.TRACE)
+    if card := re.search(r"^gpu: (.{1,80}), driver (.{1,40})$", text, re.M):
+        known = tuple(str(report.get(key, said)) for key, said in zip(("gpu", "driver"), card.groups(), strict=True))
+        if card.groups() != known:
+            raise Contradiction(f"{training.TRACE} says gpu {card[1]}, driver {card[2]}; the run's report {known}")
+    if (shown := re.search(r"^sample: '(.{1,400})'$", text, re.M)) and training.RUN_SAMPLE in pack.entries:
+        written = re.sub(r"\W+", "", pack.text(training.RUN_SAMPLE))
+        if re.sub(r"\W+", "", re.sub(r"\\\w", "", shown[1])) not in written and "redacted" not in written:
+            raise Contradiction(f"{training.TRACE} has the sample {shown[1][:60]!r}, {training.RUN_SAMPLE} another")
+    logged = {int(float(row["step"])): float(row["tokens_per_second"]) for row in training.log_rows(pack)}
+    for step, speed in re.findall(r"^step +(\d{1,12}) .*\| (\d{1,12}) tokens/s", text, re.M):
+        if abs(float(speed) - logged.get(int(step), float(speed))) > 1:
+            what = f"{training.TRACE} says {speed} tokens/s at step {step}"
+            raise Contradiction(f"{what}, {training.RUN_LOG} says {logged[int(step)]:g}")
 
 
 def check_benchmark_rows(pack: PackReader) -> str:

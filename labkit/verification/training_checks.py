@@ -32,7 +32,7 @@ _LOG_COLUMNS = (
 )
 _ENVIRONMENT_KEYS = ("device", "parameter_count", "steps", "seed", "tokenizer", "verdict")
 _CHECKPOINT_KEYS = {"config", "model", "tokenizer", "step", "seed"}
-_TRACE_LOSS = re.compile(
+TRACE_LOSS = re.compile(
     r"^step +(\d{1,12}) *\| *train loss +(\S{1,40}) *\| *held-out loss +(\S{1,40}?) *(?:\||$)", re.M
 )
 _TRACE_DEVICE = re.compile(r"^device: (\w+)")
@@ -186,5 +186,5 @@ def trace_losses(pack: PackReader) -> dict[int, tuple[float, float]]:
     """Step to (train loss, held-out loss) as the trace printed them."""
     return {
         int(step): (number(train, f"train loss in {TRACE}"), number(held_out, f"held-out loss in {TRACE}"))
-        for step, train, held_out in _TRACE_LOSS.findall(pack.text(TRACE))
+        for step, train, held_out in TRACE_LOSS.findall(pack.text(TRACE))
     }
