@@ -80,7 +80,7 @@ def levers(
     chosen = [lever(name) for name in only] if only else LEVERS
     pack = open_pack(out, route)
     told = partial(print, file=sys.stderr, flush=True)
-    pull_all(pack, LeverTask(model, device), with_plain(pack, chosen), _seeds(seeds), told)
+    pull_all(pack, LeverTask(model, device), with_plain(pack, chosen, model), _seeds(seeds), told)
     table = write_table(pack)
     print_levers(table)
     if plot:

@@ -69,12 +69,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a trainer leaves: the model, its log, the step whose weights were kept, and how chats lay in a batch."""
+    """What a trainer leaves: the model, its log, the step whose weights were kept, and how chats lay in a batch.
+
+    `earlier_seconds` were trained before the run was interrupted, up to the snapshot that it went on from.
+    """
 
     model: nn.Module
     rows: tuple[LogRow, ...]
     kept_step: int
     packed: bool
+    earlier_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ def _learn(
         loop = ChatTrainer(tuned, chats.mixture, chats.held_out, task.settings, chats.numbers, task.device, packed)
         snapshots.describe(_made_of(task, loop))
         rows, kept = _run(loop, snapshots, on_row, resume)
-    return Learned(tuned, tuple(rows), kept, packed)
+    return Learned(tuned, tuple(rows), kept, packed, loop.earlier_seconds)
 
 
 def _trainable(network: PreTrainedModel, settings: LoraSettings) -> nn.Module:
@@ -176,14 +180,14 @@ def _trainable(network: PreTrainedModel, settings: LoraSettings) -> nn.Module:
 
 
 def _finished(task: Task, learned: Learned, total: int, seconds: float) -> LoraRun:
-    """`total` counts the parameters of the base alone."""
+    """`total` counts the parameters of the base alone, `seconds` what this process trained."""
     trainable = trainable_parameters(learned.model)
     return LoraRun(
         **vars(task),
         rows=learned.rows,
         trainable=trainable,
         total=total + (0 if task.settings.full else trainable),
-        seconds=round(seconds, 2),
+        seconds=round(learned.earlier_seconds + seconds, 2),
         packed=learned.packed,
         kept_step=learned.kept_step,
         peak_memory_mib=round(peak_memory_mib(), 1),
