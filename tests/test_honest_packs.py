@@ -72,10 +72,12 @@ def half_of_13_1(folder: Path) -> None:
 
 def on_a_gpu_after_all(folder: Path) -> None:
     """13.1 on a session without a GPU, the rest after it was given one."""
-    named = (folder / "environment_report.txt").read_text()
+    of_13_1 = ("environment_report.txt", "requirements-freeze.txt")
+    written = {name: (folder / name).read_text() for name in of_13_1}
     put_on_cuda(folder)
-    Pack(folder, "local_cpu").write_text("environment_report.txt", named, "13.1")
-    at(folder, EARLY, "environment_report.txt")
+    for name, held in written.items():
+        Pack(folder, "local_cpu").write_text(name, held, "13.1")
+    at(folder, EARLY, *of_13_1)
 
 
 def another_gpu(folder: Path) -> None:

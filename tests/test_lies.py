@@ -679,6 +679,7 @@ LIES = {
 SAYS_NOTHING = {
     "a file of the future",  # one of the two clocks is wrong, and it may be ours
     "a benchmark of a smaller model",
+    "a proof of another model",
     "features of another model",
     "a guard of another price",
     "a gate without evidence",
