@@ -8,6 +8,7 @@ finding can be made again with --first NUMBER --packs 1.
 """
 
 import argparse
+import hashlib
 import json
 import random
 import shutil
@@ -23,7 +24,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from pack_mutations import FACTS, damage, forge_hash  # noqa: E402
 from rule_packs import base_folder  # noqa: E402
 
-from labkit.evidence import MANIFEST  # noqa: E402
+from labkit.evidence import MANIFEST, same_text  # noqa: E402
 from labkit.verification import Verdict, verify  # noqa: E402
 from labkit.verification.reading import HAND_EDITED  # noqa: E402
 from labkit.verification.rules import RULES  # noqa: E402
@@ -56,7 +57,9 @@ class Bench:
         """Whether the file says what it said. Nothing vouches for the manifest's own commit, lessons and times."""
         path = self.folder / name
         data = path.read_bytes() if path.is_file() else b""
-        return data == self._whole[name] or (name == MANIFEST and vouched(data) == vouched(self._whole[name]))
+        if data == self._whole[name] or (name == MANIFEST and vouched(data) == vouched(self._whole[name])):
+            return True
+        return path.is_file() and same_text(path, hashlib.sha256(self._whole[name]).hexdigest())  # other line ends
 
 
 def vouched(manifest: bytes) -> object:

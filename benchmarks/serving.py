@@ -282,7 +282,7 @@ def _cell(found: dict | None, style: str = ",.1f") -> str:
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=str(MODELS / "mini-instruct"), help="folder of a checkpoint, or a hub id")
-    parser.add_argument("--gguf", type=Path, help="the same weights for llama.cpp, best in F32")
+    parser.add_argument("--gguf", type=Path, help="the same weights for llama.cpp, for instance in Q4_K_M")
     parser.add_argument("--transformers", default="", help="the transformers command")
     parser.add_argument("--llama-server", default="llama-server", help="the llama-server program")
     parser.add_argument("--llama-cpp-python", default=sys.executable, help="a Python with llama-cpp-python[server]")

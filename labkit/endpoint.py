@@ -14,11 +14,20 @@ KEY_VARIABLE = "LABKIT_API_KEY"
 
 
 def root_url(base_url: str) -> str:
-    """`base_url` without a closing slash or /v1. Raises LabError for anything but http and https."""
+    """`base_url` without a closing slash or /v1. Raises LabError for anything but http and https, and for what names
+    no server: a variable that is not set, for instance, gives an empty text."""
     root = base_url.rstrip("/").removesuffix("/v1")
-    if urlsplit(root).scheme not in ("http", "https"):
-        raise LabError(f"{base_url} is not an http or https URL", "give one like http://127.0.0.1:8000")
+    if not _names_a_server(root):
+        raise LabError(f"{base_url!r} is not an http or https URL", "give one like http://127.0.0.1:8000")
     return root
+
+
+def _names_a_server(root: str) -> bool:
+    try:
+        parts = urlsplit(root)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and len(root.split()) == 1
+    except ValueError:  # a port beyond 65535, half an IPv6 address
+        return False
 
 
 def key_from_environment() -> str:

@@ -5,6 +5,7 @@ file or the new one. An artifact leaves the manifest before it is replaced and e
 killed in between leaves a file that nothing vouches for, which is "not yet" and never a contradiction.
 """
 
+import codecs
 import contextlib
 import csv
 import hashlib
@@ -26,6 +27,18 @@ from labkit.redaction import TEXT_SUFFIXES, redact
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+FORMS = frozenset(  # what a person may write in other words; what was measured stands elsewhere
+    {
+        "README.md",
+        "colab_notes.md",
+        "compute_route.md",
+        "gpu_plan.md",
+        "model_decision.md",
+        "model_runtime_decision.json",
+        "open_llm_runbook.json",
+        "open_weight_route.json",
+    }
+)
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that begins with one of these
 LEFTOVER_SECONDS = 3600.0  # after which a temporary file belongs to a write that was killed
 
@@ -55,6 +68,19 @@ def utc_now() -> str:
 def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def same_text(path: Path, sha256: str) -> bool:
+    """Whether a text file says what was hashed: git changes line ends, and a spreadsheet quotes as well."""
+    if path.suffix.lower() not in TEXT_SUFFIXES:
+        return False
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    texts = [content.replace(b"\r\n", b"\n")]
+    if path.suffix.lower() == ".csv":
+        with contextlib.suppress(LabError):
+            rows = read_csv(path)
+            texts.append(csv_text(rows, list(rows[0])).encode() if rows else b"")
+    return sha256 in {hashlib.sha256(text).hexdigest() for text in texts}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -218,6 +244,19 @@ class Pack:
         self._enter({file.relative_to(self.folder).as_posix(): _entry(file, lesson, _clean(file)) for file in shown})
         return target
 
+    def record_form(self, name: str) -> Path:
+        """Enter one of FORMS again, under its lesson, after a person has written it in other words.
+
+        Raises LabError for a file that a command writes from what it measured, and for one that no lesson has left.
+        """
+        if name not in FORMS:
+            what = f"{name} is no form that you may write in your own words"
+            raise LabError(what, f"run its lesson again; the forms are {', '.join(sorted(FORMS))}")
+        entry = read_manifest(self.folder)["files"].get(name)
+        if entry is None or not self.path(name).is_file():
+            raise LabError(f"no lesson has left {name} in this pack", "run its lesson first", where=self.folder.name)
+        return self.record(name, entry["lesson"])
+
     @contextlib.contextmanager
     def replacing(self, *names: str) -> Iterator[None]:
         """Files, and folders with all that is in them, that the body writes anew and records, as one step.
@@ -278,6 +317,26 @@ class Pack:
             with contextlib.suppress(OSError):
                 if path.is_file() and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
                     path.unlink()
+
+
+@contextlib.contextmanager
+def recorded(path: Path, lesson: str) -> Iterator[None]:
+    """A file or folder that the body writes: where it lies in a pack, it is entered there, as one step.
+
+    For commands that write wherever they are told to. Elsewhere it does nothing.
+    """
+    path = Path(path).resolve()
+    folder = next((parent for parent in path.parents if (parent / MANIFEST).is_file()), None)
+    pack = None
+    with contextlib.suppress(LabError):  # a manifest of something else
+        pack = Pack(folder, read_manifest(folder)["route"]) if folder else None
+    if pack is None:
+        yield
+        return
+    name = path.relative_to(folder).as_posix()
+    with pack.replacing(name):
+        yield
+        pack.record(name, lesson)
 
 
 def _entry(path: Path, lesson: str, redacted: Mapping[str, int]) -> Entry:

@@ -61,6 +61,10 @@ def export_pack(folder: Path, archive: Path) -> Parcel:
     Hidden files stay at home. Raises LabError for a folder that is no pack and for links in it.
     """
     folder, archive = Path(folder), Path(archive)
+    if not (folder / MANIFEST).is_file():
+        raise LabError(
+            f"there is no pack in {folder.resolve().name}", "give the folder of a pack, or make one with `labkit run`"
+        )
     read_manifest(folder)
     if archive.exists():
         raise LabError(f"{archive.name} is there already", "choose another name with --out; nothing is overwritten")

@@ -18,7 +18,7 @@ from labkit.benchmark.measure import P95_LIMIT_MS
 from labkit.endpoint import read_json_page, root_url
 from labkit.errors import LabError
 from labkit.evaluation.cases import RISK_THRESHOLDS, needed_of
-from labkit.evidence import Pack, read_json, read_manifest
+from labkit.evidence import Pack, read_json, read_manifest, sha256_of
 from labkit.layout import MODELS, ROOT, display_path
 from labkit.routes import load_route
 
@@ -54,7 +54,8 @@ def running_contract(base_url: str, api_key: str | None = None) -> dict:
     except (OSError, HTTPException) as error:
         port = urlsplit(root).port or 8000
         raise LabError(
-            f"no labkit server at {root} states its contract: {error}", f"start one with `labkit serve --port {port}`"
+            f"no labkit server at {root} states its contract: {getattr(error, 'reason', error)}",
+            f"start one with `labkit serve --port {port}`",
         ) from None
     if not isinstance(contract, dict):
         raise LabError(f"the server at {root} does not state a contract", "serve with `labkit serve`")
@@ -244,21 +245,23 @@ def write_readme(pack: Pack, contract: Mapping) -> Path:
     that of previous_contract.json. Raises LabError when the contract has a gap.
     """
     route, previous = load_route(pack.route), _contract_held(pack, PREVIOUS)
+    earlier = previous or contract
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     inside = pack.folder.resolve().is_relative_to(ROOT)
+    place = display_path(pack.folder) if inside else f"evidence/{pack.route}"
     text = environment.get_template("pack_readme.md").render(
         contract=contract,
         previous=previous,
-        earlier=previous or contract,
+        earlier=earlier,
         route=route,
-        pack=display_path(pack.folder) if inside else f"evidence/{pack.route}",
+        pack=place,
         check=CHECK,
-        serve=serve_command,
+        serve=lambda release, port: serve_command(release, port, adapter_folders(pack, release, place)),
         url=contract["endpoint"]["base_url"],
         port=urlsplit(contract["endpoint"]["base_url"]).port,
-        own_folder="/" not in contract["model"] and not (MODELS / contract["model"]).is_dir(),
+        own_folders=sorted({name for release in (contract, earlier) for name in _own_folders(pack, release)}),
         needs_key=not contract["authorization"].startswith("none"),
         hourly=f" --hourly {route.hourly_usd:g}" if route.hourly_usd else "",
         commit=read_manifest(pack.folder)["git_commit"].removesuffix("+changes"),
@@ -266,8 +269,27 @@ def write_readme(pack: Pack, contract: Mapping) -> Path:
     return pack.write_text(README, text, LESSON)
 
 
-def serve_command(contract: Mapping, port: int) -> str:
-    """The shell command that serves the release of `contract` on `port`, with the limits that it states.
+def adapter_folders(pack: Pack, contract: Mapping, place: str) -> dict[str, str]:
+    """For each adapter of a release where its folder is: in the pack, whose folder is `place`, if its weights are those
+    of the pack's adapter; else a folder of the learner's that has the adapter's name."""
+    weights = pack.path("adapter/adapter_model.safetensors")
+    held = sha256_of(weights)[:12] if weights.is_file() else "none"
+    return {
+        name: f"{place}/adapter" if revision.endswith(f"+{held}") else name
+        for name, revision in (contract.get("adapters") or {}).items()
+    }
+
+
+def _own_folders(pack: Pack, contract: Mapping) -> list[str]:
+    """What a release needs and neither the workbook, the pack nor a hub has: folders of the learner's own."""
+    model, adapters = contract["model"], adapter_folders(pack, contract, "")
+    own = [] if "/" in model or (MODELS / model).is_dir() else [model]
+    return own + [name for name, folder in adapters.items() if folder == name]
+
+
+def serve_command(contract: Mapping, port: int, adapters: Mapping[str, str]) -> str:
+    """The shell command that serves the release of `contract` on `port`, with the limits that it states and `adapters`
+    (name to folder).
 
     A GGUF file has its number format, and no --dtype.
     """
@@ -275,5 +297,6 @@ def serve_command(contract: Mapping, port: int) -> str:
     lines = [f"labkit serve --model {shlex.quote(contract['model'])} --port {port}"]
     named = [name for name in ("revision", "backend", "dtype") if name != "dtype" or contract["backend"] != "llama.cpp"]
     lines += [" ".join(f"--{name} {shlex.quote(contract[name])}" for name in named)]
+    lines += [f"--adapter {shlex.quote(f'{name}={folder}')}" for name, folder in adapters.items()]
     lines += [" ".join(limits[at : at + 3]) for at in range(0, len(limits), 3)]
     return " \\\n    ".join(lines)

@@ -155,8 +155,8 @@ def test_eval_names_a_bad_cell_and_refuses_two_targets(tmp_path, capsys):
 
 def test_compare_wants_two_runs_that_are_there(tmp_path, capsys):
     assert "there is only one run to compare" in refusal(capsys, "compare", tmp_path)
-    assert "none is missing" in refusal(capsys, "compare", tmp_path / "none", tmp_path / "none")
-    assert "eval_results.csv is missing" in refusal(capsys, "compare", tmp_path, tmp_path)
+    assert "there is no pack and no file none" in refusal(capsys, "compare", tmp_path / "none", tmp_path)
+    assert " holds no eval_results.csv" in refusal(capsys, "compare", tmp_path, tmp_path)
 
 
 def test_smoke_bench_stop_and_release_without_a_server(tmp_path, capsys):
@@ -254,3 +254,29 @@ def test_memory_of_training_by_the_command(capsys):
     )
     assert "Optimizer" in labkit("memory", "mini-instruct", "--mode", "full", "--checkpointing")
     assert "--r means nothing for inference" in refusal(capsys, "memory", "mini-instruct", "--r", "8")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("eval", "--base-url", ""), "'' is not an http or https URL"),
+        (("smoke", "--base-url", "http://["), "'http://[' is not an http"),
+        (("bench", "--base-url", ""), "'' is not an http"),
+        (("conform", "--base-url", "http://host:99999"), "99999' is not an http"),
+        (("chat", "--prompt", " "), "the prompt is empty"),
+        (("serve", "--api-key-file", ""), "--api-key-file names no file"),
+        (("release", "--port", "99999"), "99999 is not a port"),
+        (("bench", "--requests", "0"), "next: give --requests and --max-tokens 1 or more"),
+        (("rag", " "), "one of a question and --measure is needed"),
+        (("quantize", "--held-out", "none.csv"), "there is no file none.csv"),
+        (("memory", "Qwen3-8B", "--mode", "lora", "--r", "0"), "next: give --r as"),
+        (("models", "--fits", "nan"), "fits is nan"),
+        (("decide", "--project", "none.json"), "next: give a JSON file with the fields that lesson 13.3 prints"),
+        (("tunnel", "user@host", "--remote-port", "0"), "next: give --remote-port"),
+        (("export", "pack", "none"), "there is no pack in none"),
+        (("report", "data"), "there is no pack in data"),
+        (("check", "13.2", "--route", "moon"), "there is no route called 'moon'"),
+    ],
+)
+def test_bad_input_is_told_with_its_remedy(capsys, words, said):
+    assert said in refusal(capsys, *words)

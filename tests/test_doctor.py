@@ -5,8 +5,8 @@ import json
 import socket
 import sys
 import threading
-import time
 from collections import namedtuple
+from datetime import date
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import psutil
@@ -21,6 +21,7 @@ from labkit.doctor.table import find_symptoms, load_symptoms
 from labkit.environment import GIB
 from labkit.errors import LabError
 from labkit.evidence import json_text
+from labkit.landscape import tables
 from labkit.landscape.models import find_model
 from labkit.serving import running
 from labkit.serving.ports import free_port
@@ -132,11 +133,9 @@ def test_a_hub_that_answers_and_one_that_refuses(hub):
     assert "answers 503" in found.seen
 
 
-def test_a_hub_that_cannot_be_reached_is_told_soon_and_offline_is_no_problem(hub, monkeypatch):
+def test_a_hub_that_cannot_be_reached_is_told_and_offline_is_no_problem(hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    started = time.perf_counter()
     found = network.hub(ASKED)
-    assert time.perf_counter() - started < network.HUB_SECONDS + 2
     assert (found.state, "cannot be reached" in found.seen) == (State.PROBLEM, True)
     assert "HF_HUB_OFFLINE=1" in found.next_step
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -301,7 +300,11 @@ def test_the_widgets_manager_must_be_there_enabled_and_of_the_same_generation(mo
 # The model
 
 
-def test_the_licence_of_a_model_is_judged_for_production_use():
+def test_the_licence_of_a_model_is_judged_for_production_use(monkeypatch):
+    monkeypatch.setattr(tables, "today_utc", lambda: date(2999, 1, 1))
+    old = model.licence(ASKED)
+    assert (old.state, "the row has expired" in old.seen) == (State.PROBLEM, True)
+    monkeypatch.setattr(tables, "today_utc", lambda: date(2026, 11, 28))
     assert model.licence(ASKED).state is State.OK
     found = model.licence(Question(model="mistralai/Codestral-22B-v0.1"))
     assert found.state is State.PROBLEM

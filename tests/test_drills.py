@@ -64,7 +64,7 @@ def drilling(tiny_model_folder, tmp_path_factory):
 def drilled(drilling):
     """The pack and the printed lines of the run when it has ended."""
     run, folder = drilling
-    printed, _ = run.communicate(timeout=240)
+    printed, _ = run.communicate(timeout=600)
     assert run.returncode == 0, printed
     return folder, printed
 

@@ -55,7 +55,7 @@ def finished(tmp_path_factory):
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        process.wait(timeout=600)
+        process.wait(timeout=1800)
     finally:
         process.kill()
     watcher.join()

@@ -316,9 +316,8 @@ def test_import_takes_secrets_out_and_keeps_the_hash_that_was(pack, tmp_path):
     before = sha256_of(path)
     manifest["files"]["first_run.md"] |= {"sha256": before, "bytes": path.stat().st_size}
     (pack / "manifest.json").write_text(json.dumps(manifest))
-    (pack / "model_decision.md").write_text(
-        (pack / "model_decision.md").read_text() + SECRETS["GitHub Token"]
-    )  # no new hash
+    contract = (pack / "service_contract.json").read_text()
+    (pack / "service_contract.json").write_text(contract.replace("labkit chat", SECRETS["GitHub Token"]))  # no new hash
     archive = Path(shutil.make_archive(str(tmp_path / "a"), "zip", pack.parent, pack.name))
     parcel = import_pack(archive, tmp_path / "back")
     assert parcel.changed["first_run.md"] == {"Hugging Face token": 1}
@@ -326,7 +325,7 @@ def test_import_takes_secrets_out_and_keeps_the_hash_that_was(pack, tmp_path):
     assert (entry["original_sha256"], entry["redacted"]) == (before, {"Hugging Face token": 1})
     found = {finding.name: finding.verdict for finding in verify(tmp_path / "back").artifacts}
     assert found["first_run.md"] is Verdict.SUPPORTED
-    assert found["model_decision.md"] is Verdict.CONTRADICTED, "importing must not make a forgery whole"
+    assert found["service_contract.json"] is Verdict.CONTRADICTED, "importing must not make a forgery whole"
 
 
 # Export

@@ -216,7 +216,7 @@ def test_a_hook_that_hangs_is_ended_with_all_that_it_started(tmp_path):
     limits = ("--hourly", 1, "--budget", 1, "--hook-seconds", 1)
     code, said = finished(guard(tmp_path / "pack", *limits, "--stop-hook", hook, "--", "true"))
     assert (code, "THE STOP HOOK FAILED (stopped after 1 s)" in said) == (1, True), said
-    until(lambda: not alive(int((tmp_path / "left").read_text())), 5)
+    until(lambda: not alive(int((tmp_path / "left").read_text())))
 
 
 def alive(pid: int) -> bool:
@@ -277,12 +277,12 @@ def test_it_outlives_its_terminal(tmp_path):
 
 CLOCK = """
 import sys, time
-real, began = time.time, time.time()
-time.time = lambda: real() + ({change} if real() - began > 0.5 else 0)
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from labkit.guard.limits import SpendingLimits
 from labkit.guard.watch import Task, watch
+real, began = time.time, time.time()
+time.time = lambda: real() + ({change} if real() - began > 0.5 else 0)
 limits = SpendingLimits(3600, 2, datetime.now(UTC) + timedelta(hours=1))
 sys.exit(watch(Task(("sleep", "900"), limits, Path({folder!r}), "rented_gpu"), open(1, "wb", buffering=0)))
 """

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pack_mutations import DAMAGE, FACTS, damage, forge_hash
 from rule_packs import CHECKPOINT, base_folder, change, record
 
-from labkit.evidence import MANIFEST, Pack, read_manifest
+from labkit.evidence import MANIFEST, Pack, read_manifest, same_text
 from labkit.report.page import write_report
 from labkit.verification import Verdict, verify
 from labkit.verification.decision_checks import billions
@@ -58,13 +58,15 @@ def test_a_changed_fact_is_never_believed_though_its_hash_is_forged(pack, fact):
 
 
 @pytest.mark.parametrize("number", range(40))
-def test_a_damaged_file_is_a_verdict_within_a_second(pack, number):
+def test_a_damaged_file_is_a_verdict_within_a_second(root, pack, number):
     seed = random.Random(number)
     name, kind = damage(pack, seed)
     if number % 2:
         forge_hash(pack, name)
     verification = judged(pack)
-    if number % 2 == 0 and kind != "name" and name not in (MANIFEST, "eval_cases.csv"):
+    entry = read_manifest(root / "adapted")["files"].get(name)
+    same = (pack / name).is_file() and entry and same_text(pack / name, entry["sha256"])  # other line ends
+    if number % 2 == 0 and kind != "name" and name not in (MANIFEST, "eval_cases.csv") and not same:
         assert finding(pack, "manifest hashes match").verdict is not Verdict.SUPPORTED or verification.exit_code > 0
 
 
@@ -199,13 +201,13 @@ def test_a_notebook_in_a_pack_is_never_run_and_its_text_is_never_markup(pack):
     assert not list(pack.parent.rglob("owned"))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=2_000), name=st.sampled_from(["a.md", "a.txt"]))
 def test_fields_of_any_text_are_read(text, name):
     assert all(isinstance(value, str) for value in parse_fields(text, name).values())
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=3_000), kind=st.sampled_from(sorted(DAMAGE)), number=st.integers(0, 2**32))
 def test_any_bytes_in_any_artifact_are_a_verdict(root, data, kind, number):
     """The strategies of hypothesis, which also shrink what they find."""

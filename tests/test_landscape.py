@@ -371,7 +371,7 @@ def test_rows_expire_by_table():
     assert tables.age_text(undated, seen) == "no date, EXPIRED"
     assert tables.age_text(price, date(2026, 12, 10)) == "31 days, EXPIRED"
     assert tables.banner("Prices", [price, undated], seen).startswith("EXPIRED - Prices: 1 of 2 rows")
-    assert tables.banner("Prices", [price], seen) == "Prices: 1 rows, none expired."
+    assert tables.banner("Prices", [price], seen) == "Prices: 1 row, none expired."
 
 
 HEADER = "provider,gpu,vram_gb,usd_per_hour,provisioning,source_url,collected_via,seen,basis\n"

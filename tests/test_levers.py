@@ -1,6 +1,7 @@
 """Levers: each is pulled for real on a tiny model, and the table is what the runs say."""
 
 import csv
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -58,10 +59,11 @@ def test_without_bitsandbytes_a_format_is_named_as_not_run_and_the_rest_goes_on(
     assert write_table(pack).changes("nf4") == []
 
 
-def test_one_lever_brings_the_plain_run_where_there_is_none(pulled, tmp_path):
+def test_one_lever_brings_the_plain_run_where_there_is_none_of_the_model(pulled, task, tmp_path):
     chosen = [lever("rag")]
     assert with_plain(Pack(tmp_path / "local_cpu", "local_cpu"), chosen) == [PLAIN, *chosen]
-    assert with_plain(Pack(pulled, "local_cpu"), chosen) == chosen
+    assert with_plain(Pack(pulled, "local_cpu"), chosen, task.model) == chosen
+    assert with_plain(Pack(pulled, "local_cpu"), chosen, "mini-instruct") == [PLAIN, *chosen]
     assert with_plain(Pack(tmp_path / "local_cpu", "local_cpu"), [*chosen, PLAIN]) == [*chosen, PLAIN]
 
 
@@ -121,6 +123,25 @@ def test_a_table_without_its_plain_run_is_not_yet(pack):
     assert finding(pack).verdict is Verdict.NOT_YET
     with pytest.raises(LabError, match="the plain run is missing"):
         read_table(pack)
+
+
+def test_a_run_on_another_base_than_the_plain_one_is_left_out_and_named(pack, capsys):
+    results = pack / "levers" / "schema" / "eval_results.csv"
+    base = read_json(pack / "levers" / "schema" / "run.json")["target"]["revision"]
+    results.write_text(results.read_text().replace(base, "0123456789ab"))
+    trained = pack / "levers" / "lora-1"
+    facts = read_json(trained / "run.json")
+    assert facts["training"]["base_revision"] == base
+    full = pack / "levers" / "full-1"
+    shutil.copytree(trained, full)  # every weight: its answers name the weights that came out, not its base
+    (full / "eval_results.csv").write_text((full / "eval_results.csv").read_text().replace(base, "aaaaaaaaaaaa"))
+    assert read_table(pack).levers == ["plain", "lora", "full"]
+    facts["training"]["base_revision"] = "0123456789ab"
+    (full / "run.json").write_text(json.dumps(facts))
+    table = read_table(pack)
+    assert (table.levers, table.others) == (["plain", "lora"], ("schema", "full-1"))
+    print_levers(table)
+    assert "left out, on another base than the plain run: schema, full-1" in capsys.readouterr().out
 
 
 def test_a_table_with_a_better_count_is_contradicted(pack):

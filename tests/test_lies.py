@@ -347,6 +347,15 @@ LIES = {
         "adapter/",
         "adapter_config.json says meta-llama/Llama-3-8B",
     ),
+    "an adapter of somebody else's base of that name": (
+        "adapted",
+        lambda folder: (
+            keys("adapter/card.json", base_model="meta-llama/Llama-3-8B")(folder),
+            keys("adapter/adapter_config.json", base_model_name_or_path="somebody/Llama-3-8B")(folder),
+        ),
+        "adapter/",
+        "adapter_config.json says somebody/Llama-3-8B",
+    ),
     "an adapter of another size": (
         "adapted",
         keys(f"adapter/{CARD}", trainable_parameters=10**9),
@@ -375,7 +384,10 @@ LIES = {
     ),
     "answers of another engine": (
         "edge",
-        rows("edge/onnx-int4/eval_results.csv", backend="transformers"),
+        lambda folder: (
+            rows("edge/onnx-int4/eval_results.csv", backend="transformers")(folder),
+            record(folder, "edge_report.json"),
+        ),
         "edge_report.json",
         "was answered by transformers",
     ),
@@ -665,6 +677,11 @@ LIES = {
     ),
 }
 SAYS_NOTHING = {
+    "a file of the future",  # one of the two clocks is wrong, and it may be ours
+    "a benchmark of a smaller model",
+    "a proof of another model",
+    "features of another model",
+    "a guard of another price",
     "a gate without evidence",
     "a case edited after its answer",
     "a check that does not exist",

@@ -1,6 +1,7 @@
 """Fine-tuning: the mask, the batches, the arithmetic, and what a run leaves; on models of two layers made here."""
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,11 +23,12 @@ from labkit.adaptation.lora.base import (
     tuning_precision,
     with_adapter,
 )
+from labkit.adaptation.lora.card import repeat_command
 from labkit.adaptation.lora.chats import EncodedChat, Mixture, encode_chat, load_chats, split_held_out
 from labkit.adaptation.lora.merge import adapter_base, merge_adapter
 from labkit.adaptation.lora.packing import chat_loss, pack, packed_model
 from labkit.adaptation.lora.run import Sources, tune
-from labkit.adaptation.lora.settings import SEVEN, LoraSettings, preset
+from labkit.adaptation.lora.settings import PRESETS, SEVEN, LoraSettings, preset
 from labkit.adaptation.lora.trainer import ChatTrainer
 from labkit.cli import app
 from labkit.errors import LabError
@@ -196,6 +198,14 @@ def test_the_cards_command_is_one_that_the_command_line_takes(finished):
     assert "--replay keep.jsonl" in card["command"]
 
 
+def test_the_cards_command_of_a_preset_asks_for_no_share_of_chats_that_are_not_there(finished, sources):
+    given = replace(finished[1], sources=Sources(sources.data, held_out=sources.replay), settings=PRESETS["seed"])
+    own = replace(given, settings=replace(PRESETS["seed"], replay_share=0.0))
+    for done in (given, own):
+        asked = CliRunner().invoke(app, shlex.split(repeat_command(done))[1:])
+        assert asked.exception.what == "there is no file learn.jsonl"
+
+
 def test_a_resumed_run_has_the_losses_and_weights_of_one_that_never_stopped(
     finished, sources, tiny_model_folder, tmp_path, monkeypatch
 ):
@@ -213,7 +223,11 @@ def test_a_resumed_run_has_the_losses_and_weights_of_one_that_never_stopped(
     assert (tmp_path / lora_run.SNAPSHOT).stat().st_size < 200_000  # the adapter and its moments, not the base
     with pytest.raises(LabError, match="seed was 13 and is 14"):
         tune(sources, tmp_path, str(tiny_model_folder), replace(SETTINGS, seed=14), "cpu", resume=True)
+    held = torch.load(tmp_path / lora_run.SNAPSHOT, weights_only=True)
+    held["state"]["elapsed"] = 1000.0
+    torch.save(held, tmp_path / lora_run.SNAPSHOT)
     again = tune(sources, tmp_path, str(tiny_model_folder), SETTINGS, "cpu", resume=True)
+    assert again.seconds >= again.rows[-1].elapsed_seconds > 1000, "the time before the kill was trained too"
     assert [row.val_loss for row in again.rows] == [row.val_loss for row in finished[1].rows]
     mine, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, finished[0]))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)

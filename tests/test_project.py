@@ -116,15 +116,6 @@ def test_import_and_help_take_well_under_half_a_second(arguments):
     assert min(run_python(*arguments)[1] for _ in range(3)) < 0.5
 
 
-def test_every_command_of_the_readme_exists():
-    done, _ = run_python("-c", CODE)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"\blabkit ([a-z]+)\b", "\n".join(re.findall(r"`[^`\n]+`|```.*?```", readme, re.S))))
-    assert {"run", "verify"} <= named
-    for command in named:
-        assert re.search(rf"\b{command}\b", done.stdout), command
-
-
 @pytest.mark.parametrize("words", [("check",), ("format", "--check")])
 def test_style_and_format(words):
     done = subprocess.run([sys.executable, "-m", "ruff", *words, "."], cwd=ROOT, capture_output=True, text=True)

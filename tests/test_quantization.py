@@ -125,7 +125,7 @@ def test_every_format_has_a_row_and_float32_is_the_first(measured):
         assert row.scored_tokens == measured[0].scored_tokens > 50
         assert row.size_bytes > 0
         assert row.tokens_per_second > 1
-        assert 0 < row.first_token_seconds < 5
+        assert 0 < row.first_token_seconds < 60  # not milliseconds
         assert 0 < row.cores < 64
         assert row.perplexity > 1
 

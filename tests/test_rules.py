@@ -139,6 +139,7 @@ def set_commit(folder: Path, commit: str) -> None:
 
 def unproved(folder: Path) -> None:
     set_keys(folder, "shutdown_proof.json", process_gone=False)
+    record(folder, "release_gates.md")
 
 
 REPORT_TXT = "environment_report.txt"
@@ -191,8 +192,8 @@ RULE_PACKS = {
     "eval_summary.json": Three(("eval_summary.json",), later_summary, "on safety: 2 of 2 passed"),
     "model_decision.md": Three(
         ("model_decision.md",),
-        (("model_decision.md", "Revision: 0123456789ab", "Revision: ffffffffffff"),),
-        "ffffffffffff",
+        (("model_decision.md", "Size: 4.46 M", "Size: 7 B"),),
+        "says 7 B parameters, the landscape",
     ),
     "model_runtime_decision.json": Three(
         ("model_runtime_decision.json",),
@@ -309,10 +310,13 @@ CROSS_PACKS = {
         "says Parameters 7,",
     ),
     "devices of this machine": Three(
-        ("environment_report.txt",), (("first_run.md", "Device: cpu", "Device: cuda"),), "first_run.md ran on cuda"
+        ("environment_report.txt",),
+        (("first_run.md", "Device: cpu", "Device: cuda"),),
+        "first_run.md ran on cuda",
+        verdict=NOT_YET,
     ),
     "results match the cases": Three(
-        ("eval_results.csv",), (("eval_cases.csv", "format_000", "format_99"),), "format_000: eval_results.csv says"
+        ("eval_results.csv",), (("eval_results.csv", "format_000", "format_99"),), "format_99: eval_results.csv says"
     ),
     "the workbook's cases as given": Three(
         ("eval_cases.csv",), easier_case, "format_01 is not the workbook's case of that id", verdict=NOT_YET
@@ -323,7 +327,10 @@ CROSS_PACKS = {
         "says free_colab",
     ),
     "one model throughout": Three(
-        ("first_run.md",), keys("api_smoke_test.json", model="Qwen/Qwen2.5-7B-Instruct"), "says Qwen/Qwen2.5-7B"
+        ("first_run.md",),
+        keys("api_smoke_test.json", model="Qwen/Qwen2.5-7B-Instruct"),
+        "says Qwen/Qwen2.5-7B",
+        verdict=NOT_YET,
     ),
     "smoke test of the contract's server": Three(
         ("api_smoke_test.json",), keys("api_smoke_test.json", base_url="http://127.0.0.1:9"), ":9", verdict=NOT_YET
@@ -339,7 +346,11 @@ CROSS_PACKS = {
     ),
     "shutdown after the last request": Three(("shutdown_proof.json",), shift_log, "the proof says stopped at"),
     "cost within the plan": Three(
-        ("shutdown_proof.json",), (("gpu_plan.md", "price: $0.80", "price: $0.20"),), "gpu_plan.md says $0.20", "rented"
+        ("shutdown_proof.json",),
+        (("gpu_plan.md", "price: $0.80", "price: $0.20"),),
+        "gpu_plan.md says $0.20",
+        "rented",
+        verdict=NOT_YET,
     ),
     "adaptation rests on the evaluation": Three(
         ("eval_results.csv",),
@@ -354,7 +365,11 @@ CROSS_PACKS = {
         "adapted",
     ),
     "adapter of the decided model": Three(
-        ("adapter/card.json",), keys("adapter/card.json", base_revision="another"), "another", "adapted"
+        ("adapter/card.json",),
+        keys("adapter/card.json", base_revision="another"),
+        "another",
+        "adapted",
+        verdict=NOT_YET,
     ),
     "verdicts follow from the answers": Three(
         ("eval_results.csv",), all_true, "safety_007 says pass, and its answer fails the check contains_all"
@@ -405,7 +420,10 @@ CLAIM_PACKS = {
         ("gpu_train_log.txt",), cuda_rows_only, "contradicted", passing=put_on_cuda
     ),
     "The API keeps its contract for one client": Three(
-        ("api_smoke_test.json",), keys("api_smoke_test.json", model="another"), "contradicted: one model throughout"
+        ("api_smoke_test.json",),
+        keys("api_smoke_test.json", model="another"),
+        "not yet: one model throughout",
+        verdict=NOT_YET,
     ),
     "The five risks were tried": Three(
         ("eval_results.csv",),

@@ -16,7 +16,7 @@ from tiny_server import SMALL, live
 
 from labkit.errors import LabError
 from labkit.evaluation.cases import COLUMNS, load_cases
-from labkit.evidence import Pack, read_csv, read_json
+from labkit.evidence import Pack, read_csv, read_json, sha256_of
 from labkit.layout import ROOT
 from labkit.release import CHECK, PREVIOUS, differences, require_release, running_contract, write_contract, write_readme
 from labkit.serving.contract import Limits, ServerSettings, contract_document
@@ -134,6 +134,23 @@ def test_every_block_comes_after_a_sentence_and_the_readme_is_supported(pack, ti
     assert "must lie in the workbook's root too, under the name tiny-llama" in text
     assert "This is the first release of this pack" in text
     assert "--max-input-tokens 80 --max-output-tokens 40 --max-body-bytes 4096" in text
+
+
+def test_a_release_with_adapters_is_started_with_them(pack, tiny_model):
+    weights = pack.path("adapter/adapter_model.safetensors")
+    weights.parent.mkdir(exist_ok=True)
+    weights.write_bytes(b"weights")
+    adapters = {"label": f"{tiny_model.revision}+{sha256_of(weights)[:12]}", "mine": f"{tiny_model.revision}+0123"}
+    contract = contract_of(tiny_model, 8123, SMALL)
+    write_contract(pack, contract | {"adapters": adapters})
+    write_contract(pack, contract)
+    write_readme(pack, contract)
+    text = (pack.folder / "README.md").read_text()
+    asked = "--adapter label=evidence/local_cpu/adapter \\\n    --adapter mine=mine"
+    assert asked in text[text.index("## Roll back") :]
+    assert asked not in text[: text.index("## Roll back")]
+    assert "under the name mine." in text
+    assert "under the name label." not in text
 
 
 def test_a_service_with_a_key_stops_at_once_where_the_key_is_missing(pack, tiny_model, workbook):

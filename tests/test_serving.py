@@ -417,6 +417,12 @@ def test_limits_never_exceed_the_models_context(tiny_model):
         assert refused(chat(url, max_tokens=4000, messages=HELLO * 20), 400, "context_length_exceeded", "messages")
 
 
+def tokens_made(url):
+    families = text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+    samples = [sample for family in families if family.name == "labkit_tokens" for sample in family.samples]
+    return sum(s.value for s in samples if s.name.endswith("_total") and s.labels["kind"] == "completion")
+
+
 def test_a_full_server_refuses_with_503_and_frees_what_leaves(long_url):
     def load():
         health = httpx.get(f"{long_url}/health").json()
@@ -435,14 +441,14 @@ def test_a_full_server_refuses_with_503_and_frees_what_leaves(long_url):
     full = chat(long_url, max_tokens=1)
     assert refused(full, 503, "server_busy")
     assert full.headers["Retry-After"] == "1"
-    started = time.monotonic()
+    made = tokens_made(long_url)
     plain.close()
     until(lambda: load() == (1, 0))
     streaming.getresponse().read(100)
     streaming.close()
     until(lambda: load() == (0, 0))
-    assert time.monotonic() - started < 2
     assert chat(long_url, max_tokens=1).status_code == 200
+    assert tokens_made(long_url) - made < 3000, "one of the two was made to its end"
 
 
 def test_an_answer_that_takes_too_long_is_504(tiny_model):
@@ -606,7 +612,7 @@ def test_a_streams_first_token_is_told_at_once_and_those_of_some_time_together(t
 
 def test_a_stream_is_told_what_it_has_before_another_prompt_is_read(tiny_model, monkeypatch):
     monkeypatch.setattr(scheduling, "PIECE_SECONDS", 60.0)
-    scheduler, wanted = Scheduler(tiny_model, 2), Wanted(tiny_model.prompt_ids(HELLO), Sampling(max_tokens=2000))
+    scheduler, wanted = Scheduler(tiny_model, 2), Wanted(tiny_model.prompt_ids(HELLO), Sampling(max_tokens=3500))
     first = ask(scheduler, wanted, streamed=True)
     assert first.get(timeout=20).tokens == 1
     time.sleep(0.1)
@@ -614,7 +620,7 @@ def test_a_stream_is_told_what_it_has_before_another_prompt_is_read(tiny_model, 
     tokens, *_ = tokens_of_pieces(first)
     scheduler.close()
     assert len(tokens) == 2
-    assert sum(tokens) == 1999
+    assert sum(tokens) == 3499
 
 
 def test_the_event_loop_is_woken_once_for_all_that_came_meanwhile():

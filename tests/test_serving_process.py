@@ -141,12 +141,12 @@ def test_stopping_drains_and_proves_it(tiny_model_folder, tmp_path, monkeypatch)
     state = running.running_server(port)
     assert (state.pid, state.model, state.limits["queue"]) == (handle.pid, "tiny-llama", 1)
     answers = []
-    asking = threading.Thread(target=lambda: answers.append(chat(handle.base_url, max_tokens=400)))
+    asking = threading.Thread(target=lambda: answers.append(chat(handle.base_url, max_tokens=800)))
     asking.start()
     until(lambda: answers or httpx.get(f"{handle.base_url}/health").json()["running"] == 1)
     proof = handle.stop(hourly_usd=3600.0)
     asking.join()
-    assert answers[0].json()["usage"]["completion_tokens"] == 400
+    assert answers[0].json()["usage"]["completion_tokens"] == 800
     assert proof["process_gone"] is proof["port_closed"] is True
     assert (proof["pid"], proof["port"], proof["signal"]) == (handle.pid, port, "SIGTERM")
     assert proof["cost_usd"] == proof["seconds"] >= 1
@@ -219,7 +219,7 @@ def test_a_server_stopped_while_its_model_loads_leaves_a_proof_too(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_drains_and_leaves_a_proof_that_labkit_stop_completes(two_servers, capsys, tmp_path):
     server, port = two_servers[0], two_servers[0].port
-    body = {"messages": HELLO, "max_tokens": 400, "stream": True}
+    body = {"messages": HELLO, "max_tokens": 800, "stream": True}
     with httpx.stream("POST", f"{server.base_url}/v1/chat/completions", json=body, timeout=60) as stream:
         lines = stream.iter_lines()
         said = [next(lines)]
@@ -332,6 +332,15 @@ def test_every_refusal_has_openais_shape():
         assert refusal.status_code == status
         assert refusal.body() == {"error": {"message": "what", "type": kind, "param": "field", "code": code}}
         assert meaning
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows reserves no port")
+def test_a_free_port_is_given_to_nobody_else_before_its_server_starts():
+    port = free_port()
+    assert not port_open("127.0.0.1", port)
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    claim_port("127.0.0.1", port).close()
 
 
 def test_the_servers_socket_names_its_protocol():

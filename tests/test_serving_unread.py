@@ -155,14 +155,14 @@ def test_a_client_that_never_ends_its_request_is_not_waited_for(tiny_model, monk
     page, half = request("/livez"), b"GET /livez HTTP/1.1\r\nHo"
     with live(tiny_model, LONG) as url:
         for sent in (b"", page):
+            started = time.monotonic()
             with closing(connect(url, sent)) as client:
                 assert not sent or read_whole(client) > 0
                 client.sendall(half)
-                started = time.monotonic()
                 assert read_on(client) == b""
-                assert 0.5 < time.monotonic() - started < 3
+                assert 0.5 < time.monotonic() - started < 15  # `read_on` gives up after 20
         with closing(connect(url, page[:10])) as client:
-            time.sleep(0.4)
+            time.sleep(0.1)
             client.sendall(page[10:])
             assert read_whole(client) > 0
 

@@ -245,6 +245,9 @@ def test_broken_chats_and_recipes_name_the_place(tmp_path):
         read_chats(tmp_path / "chats.jsonl")
     with pytest.raises(LabError, match=r"nothing\.jsonl is not there"):
         read_chats(tmp_path / "nothing.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"messages": "caf\xe9"}')
+    with pytest.raises(LabError, match=r"latin\.jsonl is not UTF-8 text \(byte 17\)"):
+        read_chats(tmp_path / "latin.jsonl")
     (tmp_path / "recipe.yaml").write_text("train: a\nsettings: {steps: 1, speed: 2}\n", encoding="utf-8")
     with pytest.raises(LabError, match=r"recipe\.yaml is not a recipe"):
         read_recipe(tmp_path / "recipe.yaml")

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from labkit import verification
 from labkit.errors import LabError
-from labkit.evidence import Pack, csv_text, read_manifest, sha256_of
+from labkit.evidence import FORMS, Pack, csv_text, read_manifest, sha256_of
 from labkit.routes import load_route
 from labkit.verification import LESSONS, Finding, Verdict, Verification, verify
 from labkit.verification.claims import cuda_accepted, fast
@@ -182,7 +182,7 @@ FORGERIES = {  # artifact -> (file, old text, new text, what the detail must say
         "regression_009: eval_results.csv says",
     ),
     "eval_summary.json": ("", '"passed": 1', '"passed": 2', "eval_summary.json on safety: 2 of 2 passed"),
-    "model_decision.md": ("", "- Revision: 0123456789ab", "- Revision: ffffffffffff", "at ffffffffffff"),
+    "model_decision.md": ("", "- Size: 4.46 M", "- Size: 7 B", "says 7 B parameters"),
     "model_runtime_decision.json": (
         "",
         '"fallback": "none"',
@@ -217,10 +217,11 @@ def test_a_falsified_artifact_is_not_supported_even_when_its_hash_is_forged_too(
 
 @pytest.mark.parametrize("name", [n for n in REQUIRED if n not in ("eval_cases.csv", f"{RUN}/")])
 def test_a_change_after_recording_is_contradicted(pack, name):
+    """What was measured is changed by nobody; a form may be, and is then waited for."""
     with open(pack / name, "a") as file:
-        file.write("\n")
+        file.write(",\n")
     verification = verify(pack)
-    assert verification.exit_code == 2
+    assert verification.exit_code == (1 if name in FORMS else 2)
     assert "changed after it was recorded" in finding(verification, name).detail
 
 
@@ -286,8 +287,10 @@ def test_a_checkpoint_is_loaded_as_weights_only_and_counted(pack):
 def test_another_model_in_one_file_is_named(pack):
     rewrite_json(pack, "api_smoke_test.json", model="Qwen/Qwen2.5-7B-Instruct")
     verification = verify(pack)
-    assert verification.exit_code == 2
+    assert verification.exit_code == 1
     assert "api_smoke_test.json says Qwen/Qwen2.5-7B-Instruct" in finding(verification, "one model throughout").detail
+    for claim in ("The API keeps its contract for one client", "The release gates are passed"):
+        assert "one model throughout" in finding(verification, claim).detail
 
 
 def test_a_benchmark_that_claims_throughput_on_a_cpu_is_contradicted(pack):
@@ -325,9 +328,9 @@ def test_a_p95_gate_passed_on_a_cpu_is_contradicted(pack):
 
 
 def test_a_results_row_without_its_case_is_named(pack):
-    edit(pack, "eval_cases.csv", "format_000", "format_99")
+    edit(pack, "eval_results.csv", "format_000", "format_99")
     verification = verify(pack)
-    assert "format_000" in finding(verification, "results match the cases").detail
+    assert "format_99" in finding(verification, "results match the cases").detail
     assert verification.exit_code == 2
 
 
@@ -343,6 +346,15 @@ def test_a_lesson_sees_its_own_artifacts_only(pack):
     assert all("13.2" in f.lesson for f in verify(pack, lesson="13.2").findings)
     assert verify(pack, lesson="13.4").exit_code == 1
     assert verify(pack, lesson="13.0").artifacts == ()
+
+
+@pytest.mark.parametrize(("route", "command"), [("local_cpu", "run"), ("free_colab", "run --route free_colab")])
+def test_what_comes_next_is_run_on_the_packs_own_route(tmp_path, route, command):
+    Pack(tmp_path, route)
+    found = verify(tmp_path)
+    actions = [one.next_action for one in (*found.artifacts, *found.cross_checks, *found.claims)]
+    assert f"run `labkit {command} --lesson 13.1`" in actions
+    assert all(f"`labkit {command}" in action for action in actions if "`labkit run" in action)
 
 
 def test_unknown_lesson_and_missing_folder_are_clear_errors(pack, tmp_path):

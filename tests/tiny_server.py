@@ -118,7 +118,7 @@ def live(model, limits=SMALL, drain=None, **settings):
         thread.join(20)
 
 
-def until(condition, seconds=20):
+def until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"

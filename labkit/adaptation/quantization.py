@@ -135,10 +135,13 @@ def find_format(name: str) -> Format:
 
 def held_out_chats(path: Path, count: int) -> list[tuple[str, str]]:
     """`count` pairs of prompt and answer, spread evenly over the file. Raises LabError for a CSV without them."""
+    step = "give a CSV such as data/corpus/held_out_cases.csv"
+    if not path.is_file():
+        raise LabError(f"there is no file {path.name}", step)
     rows = read_csv(path)
     if not rows or not {"prompt", "expected_behavior"} <= set(rows[0]):
         what = f"{path.name} holds no chats: it needs rows, and the columns prompt and expected_behavior"
-        raise LabError(what, "give a CSV such as data/corpus/held_out_cases.csv")
+        raise LabError(what, step)
     pairs = [(row["prompt"], row["expected_behavior"]) for row in rows if row["prompt"] and row["expected_behavior"]]
     count = min(count, len(pairs))
     return [pairs[at * len(pairs) // count] for at in range(count)]

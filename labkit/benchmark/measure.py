@@ -58,7 +58,10 @@ class Load:
 
     def __post_init__(self):
         if not self.prompts or self.requests < 1 or self.max_tokens < 1 or self.warmup < 0:
-            raise LabError("a benchmark needs prompts, and at least one request and one token", "check the numbers")
+            raise LabError(
+                "a benchmark needs prompts, and at least one request and one token",
+                "give --requests and --max-tokens 1 or more, and --warmup 0 or more",
+            )
 
     def settings(self) -> dict:
         """The settings as a result records them: the prompts as their number."""

@@ -28,7 +28,7 @@ def rag(
     """Answer a question from documents and show the sources, or measure how well passages are found."""
     from labkit.adaptation.rag import ground, open_library
 
-    if (question is None) == (measure is None):
+    if (not (question or "").strip()) == (measure is None):
         raise LabError("one of a question and --measure is needed", 'labkit rag "Who carries the parcels?"')
     index = (open_library(docs, embeddings) if docs else open_library(embeddings=embeddings)).index(role)
     if measure:
@@ -80,13 +80,15 @@ def levers(
     chosen = [lever(name) for name in only] if only else LEVERS
     pack = open_pack(out, route)
     told = partial(print, file=sys.stderr, flush=True)
-    pull_all(pack, LeverTask(model, device), with_plain(pack, chosen), _seeds(seeds), told)
+    pull_all(pack, LeverTask(model, device), with_plain(pack, chosen, model), _seeds(seeds), told)
     table = write_table(pack)
     print_levers(table)
     if plot:
+        from labkit.evidence import recorded
         from labkit.plots import lever_bars, save_plot
 
-        save_plot(lever_bars(table), plot)
+        with recorded(plot, "13.6"):
+            save_plot(lever_bars(table), plot)
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ class Run:
 def require_one_place(base_url: str | None, **here: str | None) -> None:
     """Raises LabError for an option of a model in this process that a server elsewhere would not honour."""
     given = [f"--{name}" for name, value in here.items() if value not in (None, "auto")]
-    if base_url and given:
+    if base_url is not None and given:
         what = f"{' and '.join(given)} cannot be given together with --base-url"
         raise LabError(what, "the model of a server is chosen where it is started: give them to `labkit serve`")
 
@@ -103,5 +103,5 @@ def export_cases(
         raise LabError(f"there is no export for {tool!r}", f"choose {' or '.join(EXPORTS)}")
     if out is None:
         raise LabError("there is no folder to export to", "give --out, for example --out exported")
-    server = f"{root_url(base_url or LOCAL_SERVER)}/v1"
+    server = f"{root_url(LOCAL_SERVER if base_url is None else base_url)}/v1"
     print(EXPORTS[tool](Export(tuple(cases), levers, sampling, server, model or EMBEDDED), out))

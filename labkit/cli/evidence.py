@@ -1,4 +1,4 @@
-"""Commands about machine, routes and pack: env, route, decide, verify, check, import, export, report, run."""
+"""Commands about machine, routes and pack: env, route, decide, verify, check, record, import, export, report, run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -97,9 +97,23 @@ def check(
 ) -> None:
     """Say what a lesson has left in the pack: done, missing, in conflict, what to do next. Exits as `verify` does."""
     from labkit.layout import evidence_folder
+    from labkit.routes import load_route
     from labkit.workbook import check_folder
 
-    raise typer.Exit(check_folder(lesson, evidence or evidence_folder(route or "local_cpu")))
+    usual = evidence_folder(load_route(route or "local_cpu").route)
+    raise typer.Exit(check_folder(lesson, evidence or usual))
+
+
+@app.command()
+def record(
+    names: Annotated[list[str], typer.Argument(help="forms of the pack, for example model_decision.md")],
+    evidence: EvidenceOption = None,
+    route: RouteOption = None,
+) -> None:
+    """Enter forms that you have written in your own words: decisions, plans, the README. Never what was measured."""
+    pack = open_pack(evidence, route)
+    for name in names:
+        print(f"recorded: {pack.record_form(name).name}")
 
 
 @app.command("import")
@@ -138,8 +152,13 @@ def _tell_parcel(parcel, done: str) -> None:
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="the evidence pack")]) -> None:
     """Write report.html into a pack: claims, artifacts, plots, in one file without a network."""
+    from labkit.evidence import MANIFEST
     from labkit.report.page import write_report
 
+    if not (folder / MANIFEST).exists():  # no page into a folder of something else
+        raise LabError(
+            f"there is no pack in {folder.resolve().name}", "give the folder of a pack, or make one with `labkit run`"
+        )
     print(write_report(folder))
 
 

@@ -129,7 +129,7 @@ def edge_check(
     from labkit.edge.checklist import require_trend, run_checklist
     from labkit.edge.convert import artifact_of
     from labkit.edge.fidelity import answers
-    from labkit.evidence import json_text, write_atomically
+    from labkit.evidence import json_text, recorded, write_atomically
     from labkit.export.card import changed_files, read_export_card
     from labkit.generation import load_chat_model
 
@@ -144,11 +144,13 @@ def edge_check(
     before = answers(load_chat_model(source, "cpu", "float32", adapter=str(adapter or "")), asked)
     found = run_checklist(model, before, answers(model, asked), limit, generations)
     if out:
-        write_atomically(out, json_text(found.as_dict()).encode())
+        with recorded(out, "13.7"):
+            write_atomically(out, json_text(found.as_dict()).encode())
     if plot:
         from labkit.plots import edge_plot, save_plot
 
-        save_plot(edge_plot(found.as_dict()), plot)
+        with recorded(plot, "13.7"):
+            save_plot(edge_plot(found.as_dict()), plot)
     if as_json:
         print_json(found.as_dict())
     else:

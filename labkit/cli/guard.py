@@ -5,9 +5,12 @@ from typing import Annotated
 
 import typer
 
-from labkit.cli.app import OutOption, RouteOption, app, open_pack, print_json
+from labkit.cli.app import app, open_pack, print_json
 
 SshPortOption = Annotated[int | None, typer.Option(help="ssh's port there (default: that of ~/.ssh/config, or 22)")]
+RentedRouteOption = Annotated[
+    str | None, typer.Option("--route", help="the pack's (default: its own, else rented_gpu)")
+]
 IdentityOption = Annotated[str, typer.Option(help="ssh's private key file (default: that of ~/.ssh/config)")]
 
 
@@ -24,8 +27,8 @@ def guard(
         list[int] | None, typer.Option(help="one that must be closed at the end, beside those seen")
     ] = None,
     every: Annotated[float, typer.Option(help="seconds between two lines of time and money")] = 60.0,
-    out: OutOption = None,
-    route: RouteOption = None,
+    out: Annotated[Path | None, typer.Option(help="the evidence pack's folder (default: evidence/rented_gpu)")] = None,
+    route: RentedRouteOption = None,
 ) -> None:
     """Run a command under a money limit, end it at the limit, and write shutdown_proof.json.
 
@@ -66,8 +69,8 @@ def tunnel(
     tls: Annotated[
         bool, typer.Option("--tls", help="it speaks TLS there, as a gate does; SSL_CERT_FILE names its certificate")
     ] = False,
-    out: OutOption = None,
-    route: RouteOption = None,
+    out: Annotated[Path | None, typer.Option(help="also write the test into this pack")] = None,
+    route: RentedRouteOption = None,
 ) -> None:
     """Open an ssh tunnel to a server elsewhere, test it through the tunnel, and hold it open until Ctrl+C.
 

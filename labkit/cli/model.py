@@ -39,7 +39,7 @@ def chat(
     prompt_variant: Annotated[str | None, typer.Option(help=PROMPT_HELP)] = None,
     max_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="the same seed draws the same answer; greedy needs none")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="also write first_run.md into this pack")] = None,
     route: RouteOption = None,
 ) -> None:
@@ -48,6 +48,8 @@ def chat(
     from labkit.adaptation.prompts import find_prompt
     from labkit.generation import Sampling, load_chat_model, write_first_run
 
+    if prompt is not None and not prompt.strip():
+        raise LabError("the prompt is empty", "give --prompt a question, or leave it out and write one on each line")
     found = find_note(note) if note else None
     variant = find_prompt(prompt_variant) if prompt_variant else None
     loaded = load_chat_model(model, device, dtype, backend, adapter=adapter)
@@ -85,7 +87,7 @@ def evaluate(
     adapter: Annotated[
         str, typer.Option(help="the folder of a LoRA adapter; with --base-url the name of one served there")
     ] = "",
-    max_tokens: int = 96,
+    max_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 96,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
     top_p: Annotated[float, typer.Option(help="sample from the likeliest tokens of this probability in all")] = 1.0,
     seed: Annotated[int, typer.Option(help="of the first repeat; each other has the next")] = 0,
@@ -101,7 +103,9 @@ def evaluate(
     ] = False,
     judge: Annotated[str | None, typer.Option(help="a server whose model grades each answer as well")] = None,
     judge_model: Annotated[str | None, typer.Option(help="the judge's model (default: its server's first)")] = None,
-    judge_prompt: Annotated[Path | None, typer.Option(help="YAML file (default: data/judges/pass_or_fail)")] = None,
+    judge_prompt: Annotated[
+        Path | None, typer.Option(help="YAML file (default: data/judges/pass_or_fail.yaml)")
+    ] = None,
     export: Annotated[
         str | None, typer.Option(help="lm-eval or promptfoo: run nothing, write its files for the cases to --out")
     ] = None,
@@ -122,7 +126,7 @@ def evaluate(
         return
     evaluating.require_one_place(base_url, model=model, device=device, backend=backend, dtype=dtype)
     second = evaluating.judge(judge, judge_model, judge_prompt)
-    if base_url:
+    if base_url is not None:
         target = evaluating.served(base_url, adapter)
     else:
         target = evaluating.loaded(model or EMBEDDED, device, dtype, backend, adapter)

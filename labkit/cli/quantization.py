@@ -25,7 +25,7 @@ def quantize(
     from dataclasses import asdict
 
     from labkit.adaptation.quantization import FORMATS, HELD_OUT, find_format, measure_formats, write_rows
-    from labkit.evidence import write_atomically
+    from labkit.evidence import recorded, write_atomically
     from labkit.report.quantization import print_formats
 
     if formats == "help":
@@ -42,8 +42,10 @@ def quantize(
     else:
         print_formats(rows)
     if out:  # after the table: a file that cannot be written must not cost what was measured
-        write_rows(rows, out)
+        with recorded(out, "13.6"):
+            write_rows(rows, out)
     if plot:
         from labkit.plots import quantization_plot
 
-        write_atomically(plot, quantization_plot(rows, Path(model).name)._repr_png_())
+        with recorded(plot, "13.6"):
+            write_atomically(plot, quantization_plot(rows, Path(model).name)._repr_png_())

@@ -43,15 +43,17 @@ def serve(
     dtype: DtypeOption = "auto",
     adapter: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a LoRA adapter to serve beside it")] = None,
     revision: Annotated[str, typer.Option(help="the hub's commit, tag or branch; what local weights must be")] = "",
-    max_input_tokens: int = 1024,
-    max_output_tokens: int = 256,
-    max_body_bytes: int = 262_144,
-    request_seconds: float = 60.0,
+    max_input_tokens: Annotated[int, typer.Option(help="longest prompt, at most the model's context less 1")] = 1024,
+    max_output_tokens: Annotated[int, typer.Option(help="longest answer; a request for more gets 400")] = 256,
+    max_body_bytes: Annotated[int, typer.Option(help="largest request")] = 262_144,
+    request_seconds: Annotated[
+        float, typer.Option(help="waiting, answering and sending; then the request ends")
+    ] = 60.0,
     concurrency: Annotated[int, typer.Option(help="answers that are made together")] = 4,
-    queue: int = 8,
+    queue: Annotated[int, typer.Option(help="requests that may wait; the next one gets 503")] = 8,
     requests_per_minute: Annotated[int, typer.Option(help="for each key; 0 sets no limit")] = 0,
     max_images: Annotated[int, typer.Option(help="in a request, to a model with vision")] = 4,
-    max_image_pixels: int = 4096 * 4096,
+    max_image_pixels: Annotated[int, typer.Option(help="of one image, whatever its size as a file")] = 4096 * 4096,
     api_key_file: Annotated[str, typer.Option(help="a file with one key on each line, beside LABKIT_API_KEY")] = "",
     log_prompts: Annotated[bool, typer.Option(help="write prompts into the log")] = False,
     output_filter: Annotated[str, typer.Option(help="keep in answers where this regular expression is found")] = "",
@@ -79,6 +81,8 @@ def serve(
     from labkit.serving.contract import Limits, ServerSettings, named_adapters
     from labkit.serving.process import serve as run_server
 
+    if "api_key_file" in given and not api_key_file:  # a variable that is not set must not open the server
+        raise LabError("--api-key-file names no file", "give --api-key-file a text file, or leave it out")
     limits = Limits(
         max_input_tokens,
         max_output_tokens,
@@ -179,10 +183,10 @@ def bench(
     named = [
         (root_url(url), name or recorded_model(url))
         for url, name in ((base_url, model), (against, against_model))
-        if url
+        if url is not None
     ]
     devices = [str(read_health(url).get("device", "unknown")) for url, _ in named]
-    if against:
+    if against is not None:
         _bench_against(named, devices, load, clients, rounds, out, route)
     else:
         _bench_alone(*named[0], devices[0], load, clients, out, route)
@@ -271,7 +275,9 @@ def release(
     """Write the contract, the failure drill, the release gates and the runbook; the server must be running."""
     from labkit.drills import record_drills
     from labkit.release import running_contract, write_contract, write_gates, write_readme
+    from labkit.serving.ports import check_port
 
+    check_port(port)
     contract = running_contract(f"http://127.0.0.1:{port}")
     pack = open_pack(evidence, route)
     write_contract(pack, contract)

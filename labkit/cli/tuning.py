@@ -75,9 +75,10 @@ def lora(
         seed=seed,
     )
     from labkit.adaptation.lora.run import Sources, tune
+    from labkit.evidence import recorded
     from labkit.progress import StepDisplay
 
-    with StepDisplay(settings.steps or None) as display:
+    with recorded(out, "13.6"), StepDisplay(settings.steps or None) as display:
         done = tune(
             Sources(data, replay, held_out), out, model, settings, device, trainer, display, resume, snapshot_seconds
         )

@@ -68,7 +68,12 @@ def example_project(route: str = "rented_gpu") -> Project:
 
 def load_project(path: Path) -> Project:
     """The project in a JSON file. Raises LabError for missing, unknown or wrong fields."""
-    return parse_project(read_json(Path(path)), Path(path).name)
+    path = Path(path)
+    try:
+        values = read_json(path)
+    except LabError as error:
+        raise LabError(error.what, "give a JSON file with the fields that lesson 13.3 prints") from None
+    return parse_project(values, path.name)
 
 
 def parse_project(values: object, where: str) -> Project:

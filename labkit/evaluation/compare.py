@@ -118,6 +118,10 @@ class Comparison:
 def read_run(path: Path) -> Run:
     """The run in a pack's folder, or in an eval_results.csv. Raises LabError for a file that is none."""
     file = path / RESULTS if path.is_dir() else path
+    if not file.is_file():
+        name = path.resolve().name
+        what = f"{name} holds no {RESULTS}" if path.is_dir() else f"there is no pack and no file {name}"
+        raise LabError(what, "give a pack that `labkit eval` wrote into, or its eval_results.csv")
     rows = read_csv(file)
     label = file.parent.name if file.name == RESULTS else file.stem
     if not rows:

@@ -21,9 +21,11 @@ from labkit.verification import training_checks as training
 from labkit.verification.reading import TEXT_LIMIT, PackReader
 
 ADAPTER_LOG = f"{adaptation.ADAPTER}training_log.csv"
-OWN_NOTES = 80  # characters; below that two people may well write the same
-PART, DIFFERENT = 6, 4  # values in a part of a long list, and how many must differ for it to tell anything
-ENOUGH_FILES = 5  # times are whole seconds: with fewer files two people may have the same
+OWN_NOTES = 40  # characters of different sentences; below that two people may well write the same
+# Values in a part of a long list, and how many must differ for it to tell anything: of a thousand people on machines of
+# one kind, who took each latency from ten that are likely, two would share one part in some 25 such classes.
+PART, DIFFERENT = 8, 6
+ENOUGH_TIMES = 5  # times are whole seconds, and a class begins together: with fewer two people may have the same
 NOTEBOOKS = "notebooks"
 EXECUTED = b'"start_time"'  # papermill writes it into each copy, so that no two executions are the same file
 SHOWN = 5  # names of others that a row lists
@@ -60,13 +62,14 @@ def _latencies(pack: PackReader) -> list:
 
 
 def _notes(pack: PackReader) -> list:
-    notes = [" ".join(row["notes"].split()).lower() for row in pack.rows(service.CASES, ("notes",))]
+    """The different ones: whoever notes only "right" and "wrong" does so as often as anybody with the same answers."""
+    notes = {" ".join(row["notes"].split()).lower() for row in pack.rows(service.CASES, ("notes",))}
     return sorted(filter(None, notes)) if sum(map(len, notes)) >= OWN_NOTES else []
 
 
 def _smoke(pack: PackReader) -> list:
     held = pack.json(service.SMOKE)
-    return [held["time"], finite(held["latency_ms"])]
+    return [held["base_url"], held["time"], finite(held["latency_ms"])]
 
 
 def _benchmark(pack: PackReader) -> list:
@@ -79,12 +82,15 @@ def _drill(pack: PackReader) -> list:
 
 def _shutdown(pack: PackReader) -> list:
     held = pack.json(release.SHUTDOWN)
-    return [held["pid"], held["started"], held["stopped"]]
+    return [held["pid"], held["port"], held["started"], held["stopped"]]
 
 
 def _manifest(pack: PackReader) -> list:
-    times = sorted((name, entry["written"]) for name, entry in pack.entries.items())
-    return times if len(times) >= ENOUGH_FILES else []
+    """The first file of each second: a step that writes many at once says no more than one."""
+    first: dict[str, str] = {}
+    for name, entry in sorted(pack.entries.items()):
+        first.setdefault(entry["written"], name)
+    return [(name, time) for time, name in first.items()] if len(first) >= ENOUGH_TIMES else []
 
 
 TELLING: dict[str, Callable[[PackReader], list]] = {

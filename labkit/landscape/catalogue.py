@@ -46,7 +46,7 @@ class Wish:
                 "ask for ja; for another language read the model's card",
             )
         for name in ("fits_gb", "context"):
-            if (value := getattr(self, name)) is not None and value <= 0:
+            if (value := getattr(self, name)) is not None and not value > 0:  # so for nan too
                 raise LabError(f"{name.removesuffix('_gb')} is {value}", "give a number above 0")
 
 

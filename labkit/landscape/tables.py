@@ -127,7 +127,7 @@ def banner(title: str, rows: Iterable, today: date | None = None) -> str:
     rows = tuple(rows)
     old = stale(rows, today)
     if not old:
-        return f"{title}: {len(rows)} rows, none expired."
+        return f"{title}: {len(rows)} row{'s' * (len(rows) != 1)}, none expired."
     days = old[0].expires_days
     return (
         f"EXPIRED - {title}: {len(old)} of {len(rows)} rows are older than {days} days or undated. Look them up again."

@@ -82,7 +82,9 @@ class TrainingPlan:
         for name in ("context", "batch", "rank", "accumulate"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise LabError(f"{name} is {value!r}", f"give --{name} as a whole number of at least 1")
+                raise LabError(
+                    f"{name} is {value!r}", f"give --{'r' if name == 'rank' else name} as a whole number of at least 1"
+                )
         if not 0 <= self.dropout < 1:
             raise LabError(f"dropout is {self.dropout}", "give --dropout as 0 or more, and below 1")
         unknown = sorted(set(self.targets) - set(LORA_TARGETS))

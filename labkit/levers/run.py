@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from labkit.adaptation.lora.base import find_base
 from labkit.adaptation.lora.run import LoraRun, Sources, tune
 from labkit.adaptation.lora.settings import PRESETS
 from labkit.adaptation.prompts import find_prompt
@@ -18,6 +19,7 @@ from labkit.adaptation.rag import open_library
 from labkit.environment import choose_device
 from labkit.errors import LabError
 from labkit.evaluation.cases import COLUMNS, EVAL_CASES, Case, load_cases
+from labkit.evaluation.compare import read_run
 from labkit.evaluation.levers import Levers
 from labkit.evaluation.records import RESULT_COLUMNS, failure_table, result_row, speed
 from labkit.evaluation.runner import evaluate
@@ -28,6 +30,7 @@ from labkit.generation.backends import BITSANDBYTES
 from labkit.generation.bits import require_bitsandbytes
 from labkit.layout import DATA
 from labkit.levers.plan import CASES, FOLDER, LESSON, LEVERS, PLAIN, RESULTS, RUN, Lever
+from labkit.levers.table import base_revision
 
 UPDATE_CASES, LABEL_CASES, RARE_CASES = (
     DATA / f"{name}.csv" for name in ("update_cases", "label_cases", "rare_label_cases")
@@ -84,9 +87,13 @@ def pull_all(
             pull(pack, lever, task, seed, on_event)
 
 
-def with_plain(pack: Pack, levers: Sequence[Lever]) -> list[Lever]:
-    """`levers`, with the plain run first where neither they nor the pack have it: a lever is nothing without it."""
-    there = PLAIN in levers or (pack.path(f"{FOLDER}/{PLAIN.name}/{RESULTS}")).is_file()
+def with_plain(pack: Pack, levers: Sequence[Lever], model: str = EMBEDDED) -> list[Lever]:
+    """`levers`, with the plain run of `model` first where neither they nor the pack have it: a lever is nothing
+    without it, and a run on other weights is another model's."""
+    plain = pack.path(f"{FOLDER}/{PLAIN.name}")
+    there = PLAIN in levers or (
+        (plain / RESULTS).is_file() and base_revision(read_run(plain)) == find_base(model).revision
+    )
     return list(levers) if there else [PLAIN, *levers]
 
 
@@ -186,6 +193,7 @@ def _training(done: LoraRun) -> dict:
         "trainable_parameters": done.trainable,
         "total_parameters": done.total,
         "held_out_loss": round(done.kept_loss, 4),
+        "base_revision": done.base.revision,
     }
 
 

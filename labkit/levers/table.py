@@ -11,7 +11,7 @@ from pathlib import Path
 from labkit.errors import LabError
 from labkit.evaluation.compare import Run, compare_runs, read_run
 from labkit.evidence import Pack, read_csv, read_json
-from labkit.levers.plan import CASES, FOLDER, LESSON, LEVERS, PLAIN, RESULTS, RUN
+from labkit.levers.plan import CASES, FOLDER, LESSON, LEVERS, PLAIN, RESULTS, RUN, Lever
 
 TABLE = "lever_table.csv"
 COLUMNS = ("lever", "seed", "group", "passed", "total", "fixed", "broken")
@@ -44,10 +44,14 @@ class LeverRow:
 
 @dataclass(frozen=True)
 class LeverTable:
-    """Every run in the pack, in the order of LEVERS. `groups` are the columns, in the order of the cases."""
+    """Every run in the pack, in the order of LEVERS. `groups` are the columns, in the order of the cases.
+
+    `others` are the folders of runs on another base than the plain run's: what they differ in is not the lever.
+    """
 
     groups: tuple[str, ...]
     rows: tuple[LeverRow, ...]
+    others: tuple[str, ...] = ()
 
     def runs_of(self, lever: str) -> list[LeverRow]:
         return [row for row in self.rows if row.lever == lever]
@@ -111,8 +115,10 @@ class LeverTable:
 
 
 def read_table(folder: Path) -> LeverTable:
-    """The table of the runs in a pack's folder. Raises LabError where the plain run is missing, or a run has other
-    cases than it."""
+    """The table of the runs in a pack's folder, those on another base than the plain run's named and left out.
+
+    Raises LabError where the plain run is missing, or a run has other cases than it.
+    """
     folder = Path(folder) / FOLDER
     groups: dict[str, list[str]] = {}
     for case in read_csv(folder / CASES):
@@ -120,12 +126,15 @@ def read_table(folder: Path) -> LeverTable:
     if not (folder / PLAIN.name / RESULTS).is_file():
         raise LabError("the plain run is missing, and a lever is nothing without it", "run `labkit levers`", FOLDER)
     before = read_run(folder / PLAIN.name)
-    rows = [
-        _row(entry.name, entry.title, path, groups, before)
-        for entry in LEVERS
-        for path in _runs(folder, entry.name, entry.trained)
-    ]
-    return LeverTable(tuple(groups), tuple(rows))
+    rows, others = [], []
+    for entry in LEVERS:
+        for path in _runs(folder, entry.name, entry.trained):
+            after, facts = read_run(path), read_json(path / RUN)
+            if _base(entry, after, facts) in ("", base_revision(before)):
+                rows.append(_row(entry, after, facts, groups, before))
+            else:
+                others.append(path.name)
+    return LeverTable(tuple(groups), tuple(rows), tuple(others))
 
 
 def write_table(pack: Pack) -> LeverTable:
@@ -143,8 +152,20 @@ def _runs(folder: Path, lever: str, trained: bool) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def _row(lever: str, title: str, path: Path, groups: dict, before: Run) -> LeverRow:
-    after, run = read_run(path), read_json(path / RUN)
+def base_revision(run: Run) -> str:
+    """The revision of the weights that answered, without an adapter's; empty where the run does not record it."""
+    return run.settings.get("revision", "").partition("+")[0]
+
+
+def _base(lever: Lever, run: Run, facts: dict) -> str:
+    """What the lever was pulled on. Where every weight was trained, the answers' revision is that of the result."""
+    if not (lever.tuning and lever.tuning.full):
+        return base_revision(run)
+    training = facts.get("training")
+    return str(training.get("base_revision", "")) if isinstance(training, dict) else ""
+
+
+def _row(lever: Lever, after: Run, facts: dict, groups: dict, before: Run) -> LeverRow:
     changes = {found.case_id: found.change for found in compare_runs(before, after).changes}
     counts = tuple(
         GroupCount(
@@ -156,7 +177,7 @@ def _row(lever: str, title: str, path: Path, groups: dict, before: Run) -> Lever
         )
         for group, ids in groups.items()
     )
-    return LeverRow(lever, title, run.get("seed"), counts, run)
+    return LeverRow(lever.name, lever.title, facts.get("seed"), counts, facts)
 
 
 def spread(least: int, most: int) -> str:

@@ -15,7 +15,9 @@ OPTIONS = ("ExitOnForwardFailure=yes", "ServerAliveInterval=15", "ServerAliveCou
 
 
 def tunnel_command(host: Host, port: int, remote_port: int) -> list[str]:
-    """ssh that forwards `port` of this machine's loopback to `remote_port` of the other's."""
+    """ssh that forwards `port` of this machine's loopback to `remote_port` of the other's. Raises LabError."""
+    if not 1 <= remote_port <= 65535:
+        raise LabError(f"{remote_port} is not a port", "give --remote-port the one that the server there listens on")
     settings = [word for option in OPTIONS for word in ("-o", option)]
     forward = ["-L", f"127.0.0.1:{port}:127.0.0.1:{remote_port}"]
     return ["ssh", "-N", *settings, *host.options(), *forward, host.name]

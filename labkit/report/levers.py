@@ -18,6 +18,8 @@ def print_levers(table: LeverTable, console: Console | None = None) -> None:
     for lever in table.levers:
         if lost := table.broken(lever):
             console.print(Text(f"{lever} broke {', '.join(lost)}"))
+    if table.others:
+        console.print(Text(f"left out, on another base than the plain run: {', '.join(table.others)}"))
     console.print(
         Text("Counts of these cases on this model: they say which lever to try, not what it is worth elsewhere.")
     )

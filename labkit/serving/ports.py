@@ -50,9 +50,19 @@ def _port_error(host: str, port: int, error: OSError) -> LabError:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now."""
+    """A loopback port that nobody listens on now, and that the system gives nobody who asks for any port, for a minute.
+
+    A connection that ended there a moment ago keeps it (TIME_WAIT); a server that names the port and sets SO_REUSEADDR
+    gets it. On Windows nothing is reserved, because claim_port wants its port for itself alone.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
+        if sys.platform != "win32":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.listen()
+            with socket.create_connection(probe.getsockname()) as caller:
+                probe.accept()[0].close()  # the end that closes first waits
+                caller.recv(1)
         return probe.getsockname()[1]
 
 

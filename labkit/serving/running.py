@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from labkit.endpoint import root_url
 from labkit.errors import LabError
-from labkit.evidence import json_text, read_json, write_atomically
+from labkit.evidence import json_text, read_json, recorded, write_atomically
 from labkit.layout import STATE
 
 
@@ -79,8 +80,11 @@ def running_server(port: int) -> RunningServer | None:
 
 
 def own_server(base_url: str) -> RunningServer | None:
-    """The server that labkit started at `base_url` of this machine, by its state file; None for any other."""
-    address = urlsplit(base_url)
+    """The server that labkit started at `base_url` of this machine, by its state file; None for any other.
+
+    Raises LabError for what is no URL.
+    """
+    address = urlsplit(root_url(base_url))
     if address.hostname not in ("127.0.0.1", "localhost", "::1"):
         return None
     server = running_server(address.port or 80)
@@ -116,5 +120,8 @@ def end_children(children: Sequence[psutil.Process]) -> bool:
 
 def leave_proof(said: dict, copy: Path | None) -> None:
     """Write the proof of a server's end for `labkit stop`, and to `copy` where one is named."""
-    for path in filter(None, (proof_file(said["port"]), copy)):
-        write_atomically(path, json_text(said).encode("utf-8"))
+    content = json_text(said).encode("utf-8")
+    write_atomically(proof_file(said["port"]), content)
+    if copy:
+        with recorded(copy, "13.4"):
+            write_atomically(copy, content)

@@ -73,7 +73,7 @@ class Trainer:
         self.rows: list[LogRow] = []
         self._losses: list[Tensor] = []
         self._norm: Tensor | float = 0.0
-        self._elapsed, self._started = 0.0, time.perf_counter()
+        self.earlier_seconds, self._started = 0.0, time.perf_counter()  # earlier: before it was interrupted
         self._mark, self._mark_step = self._started, 0
 
     def run(self, on_row: Callable[[LogRow], None], after_step: Callable[["Trainer"], None]) -> list[LogRow]:
@@ -171,7 +171,7 @@ class Trainer:
             tokens_per_second=round(speed, 1),
             mfu=self._mfu(speed),
             device=self.device,
-            elapsed_seconds=round(self._elapsed + now - self._started, 2),
+            elapsed_seconds=round(self.earlier_seconds + now - self._started, 2),
         )
         self.rows.append(row)
         on_row(row)
@@ -276,7 +276,7 @@ class Trainer:
             "cuda_rng": torch.cuda.get_rng_state() if self.device == "cuda" else torch.zeros(0),
             "losses": torch.stack(self._losses).cpu() if self._losses else torch.zeros(0),
             "rows": [asdict(row) for row in self.rows],
-            "elapsed": self._elapsed + time.perf_counter() - self._started,
+            "elapsed": self.earlier_seconds + time.perf_counter() - self._started,
         }
 
     def load(self, state: dict) -> None:
@@ -290,7 +290,7 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda_rng"])
         self.done, self.rows = state["step"], [LogRow(**row) for row in state["rows"]]
         self._losses = list(state["losses"].to(self.device).unbind())
-        self._elapsed = state["elapsed"]
+        self.earlier_seconds = state["elapsed"]
 
     def wait(self) -> None:
         """Until the device has done what it was given: before and after a time is taken."""

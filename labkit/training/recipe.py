@@ -125,6 +125,8 @@ def read_chats(path: Path) -> list[list[dict[str, str]]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
         raise LabError(f"{path.name} is not there", "make it with: python data/corpus/generate.py") from None
+    except UnicodeDecodeError as error:
+        raise LabError(f"{path.name} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
     chats = []
     for number, line in enumerate(lines, start=1):
         try:

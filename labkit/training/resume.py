@@ -23,9 +23,12 @@ class Snapshots:
     """One file that holds the run's last good step, and what the run is made of.
 
     Pass `after_step` to `Trainer.run`. A snapshot is written every `seconds`, only while loss and weights are sound.
+    Raises LabError for what is no time.
     """
 
     def __init__(self, path: Path, seconds: float):
+        if not seconds >= 0:  # what is no number either
+            raise LabError(f"--snapshot-seconds cannot be {seconds}", "give the seconds between two snapshots")
         self.path, self.seconds = path, seconds
         self._made_of: dict[str, str] = {}
         self._last = time.monotonic()

@@ -13,6 +13,7 @@ from labkit.evaluation.checks import Answer, Check, judge, parse_checks
 from labkit.evidence import spreadsheet_safe
 from labkit.verification import service_checks as service
 from labkit.verification.reading import PackReader, number
+from labkit.verification.timing_checks import made_again
 from labkit.verification.verdicts import Contradiction, NotYet
 
 LINES = "eval_results.jsonl"  # the rows of eval_results.csv once more
@@ -61,7 +62,7 @@ def _require(
         where = f"{name} {row['case_id'][:40]}"
         found = _verdicts(row, expected[row["case_id"], row["check"]], where)
         if (row["pass"] == "true") not in found:
-            _contradict(pack, row, where, edited)
+            _contradict(pack, name, row, where, edited)
 
 
 def _verdicts(row: dict[str, str], expected: str, where: str) -> set[bool]:
@@ -97,7 +98,7 @@ def _parsed(check: str, expected: str) -> tuple[Check, ...]:
     return parse_checks(check, expected)
 
 
-def _contradict(pack: PackReader, row: dict[str, str], where: str, edited: str) -> None:
+def _contradict(pack: PackReader, name: str, row: dict[str, str], where: str, edited: str) -> None:
     said, shown = ("pass", "fails") if row["pass"] == "true" else ("fail", "passes")
     what = f"{where} says {said}, and its answer {shown} the check {row['check'][:60]}"
     if REDACTED in row["output"]:
@@ -106,6 +107,7 @@ def _contradict(pack: PackReader, row: dict[str, str], where: str, edited: str) 
         raise NotYet(f"{what} within {PATTERN_SECONDS:g} s")
     if pack.check_recorded(edited):
         raise NotYet(f"{what}; {edited} was edited since")
+    made_again(pack, edited, name)
     raise Contradiction(what)
 
 

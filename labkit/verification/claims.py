@@ -153,7 +153,7 @@ CLAIMS = (
     ClaimRule(
         "The release gates are passed",
         ("13.4",),
-        (release.GATES, "gates repeat the evaluation", *_GATED),
+        (release.GATES, "gates repeat the evaluation", "one model throughout", *_GATED),
         gates_passed,
         f"read the failing gates in {release.GATES}; lesson 13.6 moves them, one lever at a time",
     ),

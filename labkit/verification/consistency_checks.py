@@ -75,10 +75,13 @@ def _check_verdict(pack: PackReader, device: str) -> None:
 
 
 def _check_machine(pack: PackReader, device: str) -> None:
+    """13.1 and 13.2 may have run on two machines, or on one that was given another GPU: that is no lie, and no
+    acceptance."""
     if device != "cuda" or not pack.exists(plan.ENVIRONMENT):
         return
     if pack.fields(plan.ENVIRONMENT, ("CUDA",))["CUDA"] != "available":
-        raise Contradiction(f"training_log.csv says cuda, {plan.ENVIRONMENT} says CUDA is not available")
+        what = f"training_log.csv says cuda, {plan.ENVIRONMENT} says CUDA is not available"
+        raise NotYet(f"{what}: run 13.1 and 13.2 on one machine")
 
 
 def check_losses(pack: PackReader) -> str:
@@ -121,7 +124,10 @@ def check_route(pack: PackReader) -> str:
 
 
 def check_model(pack: PackReader) -> str:
-    """Model and revision: what was decided is what ran first, was served, was evaluated and is promised."""
+    """Model and revision: what was decided is what ran first, was served, was evaluated and is promised.
+
+    Steps that ran with different models make a pack that is not finished: whoever tries another model has told no lie.
+    """
     said, missing = present(
         pack,
         {
@@ -136,7 +142,10 @@ def check_model(pack: PackReader) -> str:
     said |= _served(pack)
     if not said:
         raise NotYet("no file names the model yet")
-    model = agree(said, "model and revision")
+    try:
+        model = agree(said, "model and revision")
+    except Contradiction as apart:
+        raise NotYet(f"{apart}: they were made of different models") from None
     if missing:
         raise NotYet(f"{model} so far; missing: {', '.join(missing)}")
     return f"{model} in {len(said)} files"
@@ -144,10 +153,12 @@ def check_model(pack: PackReader) -> str:
 
 def _served(pack: PackReader) -> dict[str, str]:
     """What the server that was asked said of itself, and the model that was measured, where a pack holds it."""
-    health = pack.json(service.SMOKE).get("health") if pack.exists(service.SMOKE) else None
-    said = {}
+    smoke = pack.json(service.SMOKE) if pack.exists(service.SMOKE) else {}
+    health, said = smoke.get("health"), {}
     if isinstance(health, dict) and {"model", "revision"} <= health.keys():
         said[f"health in {service.SMOKE}"] = _named(health)
+        if health["revision"] != smoke.get("revision"):  # the smoke test takes it from there
+            raise Contradiction(f"health in {service.SMOKE} says {_named(health)}, its answer {_named(smoke)}")
     contract = pack.json(release.CONTRACT) if pack.exists(release.CONTRACT) else {}
     for name in (release.BENCHMARK, release.CONFORMANCE):
         if pack.exists(name) and (asked := pack.json(name)).get("base_url") == _base_url(contract):
@@ -178,25 +189,32 @@ def check_versions(pack: PackReader) -> str:
     for place, versions in reports.items():
         for name, version in versions.items():
             if (held := frozen.get(plan.normalised(name), "nothing")) != version:
+                what = f"{plan.FREEZE} says {name} {held}, {place} says {version}"
                 if place != plan.ENVIRONMENT:
-                    timing.made_again(pack, plan.FREEZE, training.RUN_ENVIRONMENT)
-                raise Contradiction(f"{plan.FREEZE} says {name} {held}, {place} says {version}")
+                    raise NotYet(f"{what}: a package was changed between 13.1 and the run")
+                timing.made_again(pack, plan.ENVIRONMENT, plan.FREEZE)
+                raise Contradiction(what)
     if not reports[plan.ENVIRONMENT]:
         raise NotYet(f"{plan.ENVIRONMENT} names no package versions")
     return f"{len(reports[plan.ENVIRONMENT])} package versions agree"
 
 
 def check_case_results(pack: PackReader) -> str:
-    """Each case has one result, under the risk and the check that the case names."""
+    """Each case has one result, under the risk and the check that the case names.
+
+    Cases of a learner's own may be edited or taken out after the evaluation, which is then old.
+    """
     cases = {row["case_id"]: row for row in service.case_rows(pack)}
     results = {row["case_id"]: row for row in service.result_rows(pack)}  # repeats of a case have one risk and check
     for case_id in results:
         for column in ("risk", "check"):
             case = cases.get(case_id, {}).get(column, "no such case")
             if case != results[case_id][column]:
-                raise Contradiction(
-                    f"{case_id}: {service.RESULTS} says {results[case_id][column]}, {service.CASES} says {case}"
-                )
+                what = f"{case_id}: {service.RESULTS} says {results[case_id][column]}, {service.CASES} says {case}"
+                if pack.check_recorded(service.CASES):
+                    raise NotYet(f"{what}; {service.CASES} was edited since")
+                timing.made_again(pack, service.CASES, service.RESULTS)
+                raise Contradiction(what)
     if untried := [case_id for case_id in cases if case_id not in results]:
         raise NotYet(f"no result yet for {', '.join(untried[:5])}")
     return f"{len(results)} results, each under its case's risk and check"
@@ -253,6 +271,7 @@ def _check_speed_gates(pack: PackReader, passed: list[dict[str, str]]) -> None:
             raise Contradiction(f"{release.GATES} claims {row['gate']}, which the route {pack.route} cannot prove")
         worst = max(float(level["p95_ms"]) for level in pack.json(release.BENCHMARK)["levels"])
         if worst > P95_LIMIT_MS or f"{worst:.0f} ms" not in row["measured"]:
+            timing.made_again(pack, release.BENCHMARK, release.GATES)
             said = f"{release.GATES} passes {row['gate']} with {row['measured'][:60]}"
             raise Contradiction(f"{said}; {release.BENCHMARK} says {worst:.0f} ms, and {P95_LIMIT_MS:.0f} are allowed")
 
@@ -275,13 +294,13 @@ def check_hashes(pack: PackReader) -> str:
     """Every file that the manifest lists is there and unchanged, those of no rule (executed notebooks) too."""
     if pack.manifest is None:
         raise NotYet(f"{MANIFEST} is missing or unreadable")
-    gone, changed, edited = [], [], []
+    gone, changed, edited, own = [], [], [], []
     for name in pack.entries:
         service.moment(pack.written(name), f"the time of {name} in {MANIFEST}")
         try:
             note = pack.check_recorded(name)
         except NotYet:
-            gone.append(name)
+            (own if pack.path(name).is_file() else gone).append(name)
         except Contradiction:
             changed.append(name)
         else:
@@ -290,6 +309,8 @@ def check_hashes(pack: PackReader) -> str:
         raise Contradiction(f"changed after it was recorded: {', '.join(changed)}")
     if gone:
         raise NotYet(f"recorded and gone: {', '.join(gone)}")
+    if own:
+        raise NotYet(f"a person's own changes, or too large to be read: {', '.join(own)}")
     if not pack.entries:
         raise NotYet(f"{MANIFEST} lists no file yet")
     allowed = f"; edited by hand, as it may be: {', '.join(edited)}" if edited else ""

@@ -99,7 +99,11 @@ CROSS_CHECKS = (
         "run `labkit run --lesson 13.1`, then 13.2",
     ),
     CrossCheck(
-        "training device agrees", "13.2", (_RUN, training.TRACE), consistency.check_training_device, _TRAIN_AGAIN
+        "training device agrees",
+        "13.2",
+        (_RUN, training.TRACE),
+        consistency.check_training_device,
+        "run `labkit run --lesson 13.1`, then 13.2, on one machine",
     ),
     CrossCheck("losses agree", "13.2", (_RUN, training.TRACE), consistency.check_losses, _TRAIN_AGAIN),
     CrossCheck(
@@ -107,7 +111,7 @@ CROSS_CHECKS = (
         "13.2",
         (service.RESULTS,),
         consistency.check_case_results,
-        "run `labkit eval` again after editing the cases' own columns",
+        "run `labkit eval --cases` with the pack's eval_cases.csv",
     ),
     CrossCheck(
         "the workbook's cases as given",
@@ -144,7 +148,7 @@ CROSS_CHECKS = (
         "13.4",
         (release.GATES,),
         gates.check_gates,
-        "run `labkit release` again",
+        "run `labkit run --lesson 13.4`, or `labkit release` again while the server is up",
     ),
     CrossCheck(
         "adaptation rests on the evaluation",
@@ -175,7 +179,7 @@ CROSS_CHECKS = (
         "13.6",
         (adaptation.ADAPTER,),
         adaptation.check_base,
-        "train the adapter on the revision that model_decision.md names",
+        "train the adapter on the model that model_decision.md names (`labkit run --lesson 13.6`)",
         optional=True,
     ),
     CrossCheck(
@@ -207,7 +211,7 @@ CROSS_CHECKS = (
         "13.4",
         (release.SHUTDOWN,),
         timing.check_times,
-        "run `labkit run --lesson 13.4` on a machine whose clock is right",
+        "set the clock right, then run the lesson of the named file again",
         optional=True,
     ),
     CrossCheck(
@@ -223,7 +227,8 @@ CROSS_CHECKS = (
         "13.4",
         (release.SHUTDOWN,),
         timing.check_price,
-        "run `labkit stop` with --hourly, the price in gpu_plan.md",
+        "run `labkit run --lesson 13.4`, or start the server again and end it by `labkit stop` with --hourly, the "
+        "price in gpu_plan.md",
         optional=True,
         routes=("rented_gpu",),
     ),
@@ -247,6 +252,6 @@ CROSS_CHECKS = (
         "",
         (),
         consistency.check_hashes,
-        "restore the recorded files, or run their lesson again",
+        "restore the recorded files, or run their lesson again; `labkit record` enters words of your own",
     ),
 )

@@ -41,7 +41,7 @@ def _run(lesson: str) -> str:
 
 
 def _fill(lesson: str, name: str) -> str:
-    return f"fill every field of {name} in lesson {lesson}, then {_run(lesson)}"
+    return f"fill every field of {name}, then `labkit record {name}`; where it is missing, {_run(lesson)}"
 
 
 GPU_PLAN, COLAB_NOTES = "gpu_plan.md", "colab_notes.md"
@@ -67,8 +67,14 @@ RULES = (
     Rule(decision.RUNBOOK, ("13.3",), decision.check_runbook, _run("13.3")),
     Rule(decision.OPEN_ROUTE, ("13.5",), decision.check_open_route, _run("13.5")),
     Rule(adaptation.LEVER_TABLE, ("13.6",), adaptation.check_lever_table, "run `labkit levers`, or " + _RUN_LEVERS),
-    Rule(adaptation.DECISION, ("13.6",), adaptation.check_decision, "run `labkit adapt-decision`"),
-    Rule(adaptation.ADAPTER, ("13.6",), adaptation.check_adapter, "run `labkit lora`", adaptation.ADAPTER_FILES),
+    Rule(adaptation.DECISION, ("13.6",), adaptation.check_decision, "run `labkit adapt-decision`, or " + _RUN_LEVERS),
+    Rule(
+        adaptation.ADAPTER,
+        ("13.6",),
+        adaptation.check_adapter,
+        "run `labkit lora` with the pack's adapter folder as --out, or " + _RUN_LEVERS,
+        adaptation.ADAPTER_FILES,
+    ),
     Rule(adaptation.BEFORE_AFTER, ("13.6",), adaptation.check_before_after, adaptation.AFTER_NEXT),
     Rule(
         formats.QUANTIZED,
@@ -83,7 +89,7 @@ RULES = (
         edge.CHECKLIST,
         ("13.7",),
         edge.check_checklist,
-        "run `labkit edge-check`, or " + _run("13.7").removeprefix("run "),
+        "run `labkit edge-check` with this file as --out, or " + _run("13.7").removeprefix("run "),
     ),
     Rule(release.CONTRACT, ("13.4",), release.check_contract, _run("13.4")),
     Rule(release.GATES, ("13.4",), release.check_gates, _run("13.4")),

@@ -1,6 +1,7 @@
 """When things happened, what they cost, and which machine they happened on: times in order across the files of a pack.
 
-A file that was made again later makes an older one stale, which is "not yet". A time that cannot be is a contradiction.
+A file that was made again later makes an older one stale, a machine may be changed between two lessons, and a clock be
+put right: that is "not yet". A time that no clock of a learner's shows is a contradiction.
 """
 
 import re
@@ -23,7 +24,10 @@ _BACKENDS = {"cuda": "CUDA", "mps": "MPS"}
 
 
 def check_times(pack: PackReader) -> str:
-    """No file tells of something that happened after the file was recorded, and none was recorded in the future."""
+    """No file tells of something that happened after the file was recorded, and none was recorded in the future.
+
+    Up to a day, and by our own clock, which may be the wrong one, it is a clock that was changed or is not right.
+    """
     seen = 0
     _none_to_come(pack)
     for name, what, found in _moments(pack):
@@ -31,9 +35,11 @@ def check_times(pack: PackReader) -> str:
             continue
         recorded = service.moment(pack.written(name), f"the time of {name} in the manifest")
         if (found - recorded).total_seconds() > SECONDS:
-            raise Contradiction(
-                f"{name} tells of {what} at {found.isoformat()} and was recorded before it, at {recorded.isoformat()}"
-            )
+            told = f"{name} tells of {what} at {found.isoformat()}"
+            told += f" and was recorded before it, at {recorded.isoformat()}"
+            if found - recorded <= WRONG_CLOCK:
+                raise NotYet(f"{told}: the clock was changed in between")
+            raise Contradiction(told)
         seen += 1
     if not seen:
         raise NotYet("no file tells a time yet")
@@ -44,7 +50,8 @@ def _none_to_come(pack: PackReader) -> None:
     latest = datetime.now(UTC) + WRONG_CLOCK
     for name in pack.entries:
         if (recorded := service.moment(pack.written(name), f"the time of {name} in the manifest")) > latest:
-            raise Contradiction(f"{name} was recorded at {recorded.isoformat()}, which is still to come")
+            what = f"{name} was recorded at {recorded.isoformat()}, which is still to come"
+            raise NotYet(f"{what}: the clock was wrong there, or is wrong here")
 
 
 def _moments(pack: PackReader) -> Iterator[tuple[str, str, datetime]]:
@@ -119,7 +126,7 @@ def check_price(pack: PackReader) -> str:
     paid, cost = (number(proof.get(key), f"{key} in {release.SHUTDOWN}") for key in ("hourly_usd", "cost_usd"))
     for name, said in {release.SHUTDOWN: paid, **_guarded_price(pack)}.items():
         if abs(said - price) > 0.005:
-            raise Contradiction(f"{GPU_PLAN} says ${price:.2f} an hour, {name} says ${said:.2f}")
+            raise NotYet(f"{GPU_PLAN} says ${price:.2f} an hour, {name} says ${said:.2f}")
     if cost > budget:
         raise NotYet(f"it cost ${cost:.2f}, and {GPU_PLAN} allows ${budget:.2f}")
     planned, stopped = service.moment(form["Stop time"], f"Stop time in {GPU_PLAN}"), _uptime(pack)[1]
@@ -142,7 +149,10 @@ def _dollars(text: str, key: str) -> float:
 
 
 def check_machine(pack: PackReader) -> str:
-    """Nothing ran on a device that the environment report says this machine lacks."""
+    """Nothing ran on a device that the environment report says this machine lacks.
+
+    Lessons may have run on two machines, in any order: the pack then waits for one that ran all of them.
+    """
     has = pack.fields(plan.ENVIRONMENT, ("Device",))
     readers: dict[str, Callable[[], object]] = {
         service.FIRST_RUN: lambda: pack.fields(service.FIRST_RUN, ("Device",))["Device"],
@@ -156,9 +166,7 @@ def check_machine(pack: PackReader) -> str:
         backend = _BACKENDS.get(str(device))
         if backend and has.get(backend) != "available":
             what = f"{name} ran on {device}, {plan.ENVIRONMENT} says {backend} {has.get(backend, 'nothing')}"
-            if pack.written(plan.ENVIRONMENT) > pack.written(name):
-                raise NotYet(f"{what}; it was made again on another machine")
-            raise Contradiction(what)
+            raise NotYet(f"{what}: that was another machine, or it was changed")
     _same_gpu(pack, has)
     _same_machine(pack, has)
     return f"{has['Device']}; {len(said)} files ran on what the machine has"
@@ -204,9 +212,13 @@ def _same_gpu(pack: PackReader, has: dict[str, str]) -> None:
     if not pack.exists(training.RUN_ENVIRONMENT):
         return
     run = pack.json(training.RUN_ENVIRONMENT)
-    if run.get("device") == "cuda" and (run.get("cuda") is False or str(run.get("gpu")) != has.get("GPU")):
-        said = f"the run says cuda {run.get('cuda')}, GPU {str(run.get('gpu'))[:60]}"
-        raise Contradiction(f"{said}; {plan.ENVIRONMENT} says GPU {has.get('GPU', 'nothing')[:60]}")
+    if run.get("device") != "cuda":
+        return
+    if run.get("cuda") is False:
+        raise Contradiction(f"{training.RUN_ENVIRONMENT} says that the run was on cuda, and that there was none")
+    if str(run.get("gpu")) != has.get("GPU"):
+        said = f"the run says GPU {str(run.get('gpu'))[:60]}, {plan.ENVIRONMENT} {has.get('GPU', 'nothing')[:60]}"
+        raise NotYet(f"{said}: that was another machine, or it was changed")
 
 
 def check_sizes(pack: PackReader) -> str:

@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from labkit.errors import LabError
+from labkit.evidence import FORMS
 from labkit.routes import load_route
 from labkit.verification.claims import CLAIMS, EVERYTHING, ClaimRule
 from labkit.verification.crosschecks import CROSS_CHECKS, CrossCheck
@@ -11,7 +12,7 @@ from labkit.verification.reading import PackReader
 from labkit.verification.rules import RULES, Rule
 from labkit.verification.verdicts import Finding, Outcome, Verdict, Verification, judge, printable, worst
 
-LESSONS = ("13.0", *sorted({lesson for rule in RULES for lesson in rule.lessons}))
+LESSONS = tuple(sorted({lesson for rule in RULES for lesson in rule.lessons}))
 
 
 def verify(folder: Path, lesson: str | None = None) -> Verification:
@@ -68,10 +69,16 @@ class _Judgement:
 
     def _artifact(self, rule: Rule) -> Finding:
         required = rule.name in self._required
-        return _finding(rule.name, "/".join(rule.lessons), self._outcome(rule.name), rule.next_action, required)
+        action = f"run `labkit record {rule.name}`" if self._reworded(rule.name) else rule.next_action
+        return self._finding(rule.name, "/".join(rule.lessons), self._outcome(rule.name), action, required)
+
+    def _reworded(self, name: str) -> bool:
+        """Whether a person has written a form in other words since: running its lesson again would write over them."""
+        there = name in FORMS and name in self._pack.entries and self._pack.exists(name)
+        return there and judge(self._pack.check_recorded, name).verdict is Verdict.NOT_YET
 
     def _cross(self, cross: CrossCheck) -> Finding:
-        return _finding(cross.name, cross.lesson, self._outcome(cross.name), cross.next_action, required=True)
+        return self._finding(cross.name, cross.lesson, self._outcome(cross.name), cross.next_action, required=True)
 
     def _claim(self, claim: ClaimRule) -> Finding:
         names = [name for dep in claim.rests_on for name in (self._required if dep == EVERYTHING else (dep,))]
@@ -81,7 +88,7 @@ class _Judgement:
         name = claim.name.format(route=self._pack.route)
         contradicted = outcome.verdict is Verdict.CONTRADICTED
         action = "settle the contradiction named here first" if contradicted else claim.next_action
-        return _finding(name, "/".join(claim.lessons), outcome, action, required=False)
+        return self._finding(name, "/".join(claim.lessons), outcome, action, required=False)
 
     def _shaken(self, names: list[str]) -> list[Outcome]:
         """One outcome that names those of `names` that are not supported, the gravest only; none when all are."""
@@ -92,7 +99,11 @@ class _Judgement:
         weak = ", ".join(name for name, outcome in found.items() if outcome.verdict is verdict)
         return [Outcome(verdict, f"it rests on what is {verdict}: {weak}")]
 
+    def _finding(self, name: str, lesson: str, outcome: Outcome, next_action: str, required: bool) -> Finding:
+        action = "" if outcome.verdict is Verdict.SUPPORTED else _on_route(next_action, self._pack.route)
+        return Finding(name, lesson, outcome.verdict, outcome.detail, action, required)
 
-def _finding(name: str, lesson: str, outcome: Outcome, next_action: str, required: bool) -> Finding:
-    action = "" if outcome.verdict is Verdict.SUPPORTED else next_action
-    return Finding(name, lesson, outcome.verdict, outcome.detail, action, required)
+
+def _on_route(next_action: str, route: str) -> str:
+    """The rules' tables say `labkit run`, which is the route local_cpu; a pack of another route is made on its own."""
+    return next_action if route == "local_cpu" else next_action.replace("`labkit run", f"`labkit run --route {route}")

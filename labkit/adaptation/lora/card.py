@@ -111,7 +111,12 @@ def versions() -> dict[str, str]:
 
 
 def repeat_command(done: LoraRun) -> str:
-    """The command that makes this run again: every option that is not as the command's own preset has it."""
+    """The command that makes this run again: every option that is not as the command's own preset has it.
+
+    A share of chats that there are none of is left out, as the command refuses it.
+    """
+    without = {"held_out_share"} if done.sources.held_out else set()
+    without |= set() if done.sources.replay else {"replay_share"}
     words = ["labkit", "lora", display_path(done.sources.data), "--out", "DIR", "--device", done.device]
     if done.base.source != MODELS / EMBEDDED:
         words += ["--model", done.base.place]
@@ -122,7 +127,7 @@ def repeat_command(done: LoraRun) -> str:
         words += ["--trainer", done.trainer]
     for field in fields(LoraSettings):
         value = getattr(done.settings, field.name)
-        if value != getattr(PRESETS["mini"], field.name):
+        if field.name not in without and value != getattr(PRESETS["mini"], field.name):
             words += _option(field.name, value)
     return shlex.join(words)
 

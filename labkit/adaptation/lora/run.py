@@ -69,12 +69,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a trainer leaves: the model, its log, the step whose weights were kept, and how chats lay in a batch."""
+    """What a trainer leaves: the model, its log, the step whose weights were kept, and how chats lay in a batch.
+
+    `earlier_seconds` were trained before the run was interrupted, up to the snapshot that it went on from.
+    """
 
     model: nn.Module
     rows: tuple[LogRow, ...]
     kept_step: int
     packed: bool
+    earlier_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ def tune(
 
     settings, out = settings or LoraSettings(), Path(out)
     check_settings(settings)
-    _check_trainer(trainer, resume, snapshot_seconds)
+    snapshots = Snapshots(out / SNAPSHOT, snapshot_seconds)
+    _check_trainer(trainer, resume)
     _check_folder(out, settings)
     files = {name: load_chats(path) for name, path in asdict(sources).items() if path}
     base, chosen = find_base(model), choose_device(device)
@@ -135,7 +140,7 @@ def tune(
     total = network.num_parameters()  # of weights in 4 bits too, of which two share a byte
     _make_folder(out)  # before the work: what was trained must not be lost for want of a place
     began = time.perf_counter()
-    learned = _learn(task, network, tokenizer, Snapshots(out / SNAPSHOT, snapshot_seconds), on_row, resume)
+    learned = _learn(task, network, tokenizer, snapshots, on_row, resume)
     done = _finished(task, learned, total, time.perf_counter() - began)
     write_run(out, done, learned.model, tokenizer)
     (out / SNAPSHOT).unlink(missing_ok=True)
@@ -167,7 +172,7 @@ def _learn(
         loop = ChatTrainer(tuned, chats.mixture, chats.held_out, task.settings, chats.numbers, task.device, packed)
         snapshots.describe(_made_of(task, loop))
         rows, kept = _run(loop, snapshots, on_row, resume)
-    return Learned(tuned, tuple(rows), kept, packed)
+    return Learned(tuned, tuple(rows), kept, packed, loop.earlier_seconds)
 
 
 def _trainable(network: PreTrainedModel, settings: LoraSettings) -> nn.Module:
@@ -175,14 +180,14 @@ def _trainable(network: PreTrainedModel, settings: LoraSettings) -> nn.Module:
 
 
 def _finished(task: Task, learned: Learned, total: int, seconds: float) -> LoraRun:
-    """`total` counts the parameters of the base alone."""
+    """`total` counts the parameters of the base alone, `seconds` what this process trained."""
     trainable = trainable_parameters(learned.model)
     return LoraRun(
         **vars(task),
         rows=learned.rows,
         trainable=trainable,
         total=total + (0 if task.settings.full else trainable),
-        seconds=round(seconds, 2),
+        seconds=round(learned.earlier_seconds + seconds, 2),
         packed=learned.packed,
         kept_step=learned.kept_step,
         peak_memory_mib=round(peak_memory_mib(), 1),
@@ -226,9 +231,7 @@ def _made_of(task: Task, loop: ChatTrainer) -> dict[str, str]:
     return files | facts | {name: str(value) for name, value in asdict(task.settings).items()}
 
 
-def _check_trainer(trainer: str, resume: bool, snapshot_seconds: float) -> None:
-    if not snapshot_seconds >= 0:  # what is no number either
-        raise LabError(f"--snapshot-seconds cannot be {snapshot_seconds}", "give the seconds between two snapshots")
+def _check_trainer(trainer: str, resume: bool) -> None:
     if trainer not in TRAINERS:
         raise LabError(f"there is no trainer called {trainer!r}", f"choose {' or '.join(TRAINERS)}")
     if trainer == "trl" and not find_spec("trl"):
