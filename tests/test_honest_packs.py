@@ -6,6 +6,7 @@ The verdict is supported, or not yet with a way on; "contradicted" is for what n
 import csv
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -225,6 +226,21 @@ def test_honest_work_is_waited_for_and_never_contradicted(root, tmp_path, work):
     finding = next(f for f in found.findings if f.name == rule)
     assert (finding.verdict, said in finding.detail) == (Verdict.NOT_YET, True), finding
     assert finding.next_action
+
+
+@pytest.mark.parametrize(
+    "sample", ["a\x1f2 \x7fb\r\n\u2028c", "it's so", 'it\'s "so" \\x1f d', "\ufffd\U000e0001 eleven"]
+)
+def test_the_trace_may_show_a_sample_of_any_characters(root, tmp_path, sample):
+    """A model of a few steps writes any bytes, and the trace has them as Python escapes them."""
+    folder = copy_of(root, "healthy", tmp_path / "healthy")
+    trace, file = "gpu_train_log.txt", "openllm_gpu_training_run/sample.txt"
+    pack, held = Pack(folder, "local_cpu"), re.sub(r"(?m)^sample: .*$", "", (folder / trace).read_text())
+    pack.write_text(trace, f"{held}sample: {sample!r}\n", "13.2")
+    pack.write_text(file, f"prompt: a\n\n{sample}\n", "13.2")
+    assert not [f.detail for f in verify(folder).findings if "the sample" in f.detail]
+    pack.write_text(file, "prompt: a\n\nanother\n", "13.2")
+    assert [f.detail for f in verify(folder).findings if "has the sample" in f.detail]
 
 
 def crlf(content: bytes) -> bytes:

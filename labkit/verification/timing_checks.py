@@ -21,6 +21,8 @@ SAME_SERVER = 600.0  # seconds within which one address is one server
 WRONG_CLOCK = timedelta(days=1)  # by which the clock of a learner's machine may be ahead of ours
 ASKED = (service.SMOKE, release.BENCHMARK, release.CONFORMANCE)  # each asked a server and says when
 _BACKENDS = {"cuda": "CUDA", "mps": "MPS"}
+# What Python writes for a character that cannot be shown, and no such character is a letter or a digit.
+_ESCAPED = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|.)")
 
 
 def check_times(pack: PackReader) -> str:
@@ -254,10 +256,10 @@ def _same_trace(pack: PackReader, report: dict) -> None:
         known = tuple(str(report.get(key, said)) for key, said in zip(("gpu", "driver"), card.groups(), strict=True))
         if card.groups() != known:
             raise Contradiction(f"{training.TRACE} says gpu {card[1]}, driver {card[2]}; the run's report {known}")
-    if (shown := re.search(r"^sample: '(.{1,400})'$", text, re.M)) and training.RUN_SAMPLE in pack.entries:
+    if (shown := re.search(r"^sample: (['\"])(.{1,4000})\1$", text, re.M)) and training.RUN_SAMPLE in pack.entries:
         written = re.sub(r"\W+", "", pack.text(training.RUN_SAMPLE))
-        if re.sub(r"\W+", "", re.sub(r"\\\w", "", shown[1])) not in written and "redacted" not in written:
-            raise Contradiction(f"{training.TRACE} has the sample {shown[1][:60]!r}, {training.RUN_SAMPLE} another")
+        if re.sub(r"\W+", "", _ESCAPED.sub("", shown[2])) not in written and "redacted" not in written:
+            raise Contradiction(f"{training.TRACE} has the sample {shown[2][:60]!r}, {training.RUN_SAMPLE} another")
     logged = {int(float(row["step"])): float(row["tokens_per_second"]) for row in training.log_rows(pack)}
     for step, speed in re.findall(r"^step +(\d{1,12}) .*\| (\d{1,12}) tokens/s", text, re.M):
         if abs(float(speed) - logged.get(int(step), float(speed))) > 1:
