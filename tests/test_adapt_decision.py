@@ -18,7 +18,7 @@ from labkit.errors import LabError
 from labkit.evaluation.cases import COLUMNS
 from labkit.evaluation.overlap import find_overlap, read_training, similarity
 from labkit.evaluation.records import RESULT_COLUMNS
-from labkit.evidence import Pack, csv_text
+from labkit.evidence import Pack, csv_text, read_json, sha256_of
 from labkit.verification import Verdict, verify
 
 IDS = tuple(f"{risk}_{number:03}" for number, risk in enumerate(RISKS * 3))
@@ -255,6 +255,23 @@ def test_a_good_pack_is_supported_and_none_of_it_is_required(pack, tmp_path_fact
     assert lesson["before_after.csv"].detail == "1 fixed, 1 broken of 10; regression cases lost: 0"
     assert lesson["adapter/"].detail.startswith("rank 4 on 1 projections, 128 numbers")
     assert verify(healthy_folder(tmp_path_factory), "13.6").findings == ()
+
+
+def test_the_adapter_of_the_base_that_the_decided_model_was_made_from_is_supported(pack):
+    rule, decision = "adapter of the decided model", "model_decision.md"
+    base, weights = read_json(pack / "adapter" / "card.json"), pack / "adapter" / "adapter_model.safetensors"
+    model, revision = base["base_model"], base["base_revision"]
+    before = f"- Model: {model}\n- Revision: {revision}\n"
+    edit(pack, decision, before, "- Model: merged\n- Revision: 0123456789ab\n")
+    contradicted(pack, rule, "says merged at 0123456789ab")
+    made_from = f"{model} at {revision}+{sha256_of(weights)[:12]}"
+    edit(pack, decision, "- Revision: 0123456789ab\n", f"- Revision: 0123456789ab\n- Made from: {made_from}\n")
+    assert (found(pack, rule).verdict, found(pack, rule).detail) == (
+        Verdict.SUPPORTED,
+        f"merged was made from {made_from}",
+    )
+    edit(pack, decision, made_from, f"{model} at {revision}+another")
+    contradicted(pack, rule, "says merged at 0123456789ab")
 
 
 def test_missing_parts_are_not_yet(pack):

@@ -31,8 +31,11 @@ from labkit.adaptation.lora.run import Sources, tune
 from labkit.adaptation.lora.settings import PRESETS, SEVEN, LoraSettings, preset
 from labkit.adaptation.lora.trainer import ChatTrainer
 from labkit.cli import app
+from labkit.decisions import describe_checkpoint
 from labkit.errors import LabError
 from labkit.evidence import read_csv, read_json
+from labkit.export.checkpoint import weights_revision
+from labkit.generation.adapters import adapter_revision
 from labkit.layout import ROOT
 
 SETTINGS = LoraSettings(
@@ -247,6 +250,9 @@ def test_a_merged_adapter_is_a_checkpoint_with_the_tuned_models_logits(finished,
     torch.testing.assert_close(merged, apart, rtol=1e-4, atol=1e-5)
     assert (merged - before).abs().max() > 0.05
     assert AutoTokenizer.from_pretrained(out).chat_template
+    revision = adapter_revision(finished[0], weights_revision(tiny_model_folder))
+    assert read_json(out / "card.json")["adapter_revision"] == revision
+    assert describe_checkpoint(str(out)).made_from == f"{tiny_model_folder.name} at {revision}"
 
 
 def test_an_adapter_of_other_weights_is_refused(finished, tiny_model_folder, tmp_path):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.errors import LabError
-from labkit.export.checkpoint import count_parameters, weights_revision
+from labkit.export.checkpoint import count_parameters, read_config, weights_revision
 from labkit.landscape.licences import licence_names
 from labkit.landscape.memory import GIB, memory_estimate
 from labkit.landscape.models import EMBEDDED, find_model
@@ -13,7 +13,11 @@ from labkit.layout import MODELS, display_path
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The model that was decided. `size` is text: parameters and bytes of weights; `local` means on this disk."""
+    """The model that was decided. `size` is text: parameters and bytes of weights; `local` means on this disk.
+
+    `made_from` is the base that `labkit lora --full` or `labkit merge` made it from, "NAME at REVISION", with + and the
+    digits of an adapter that was merged; it is empty for any other model.
+    """
 
     name: str
     revision: str
@@ -21,6 +25,7 @@ class Checkpoint:
     licence: str
     source: str
     local: bool
+    made_from: str = ""
 
 
 def describe_checkpoint(model: str = EMBEDDED, revision: str = "") -> Checkpoint:
@@ -52,7 +57,14 @@ def describe_checkpoint(model: str = EMBEDDED, revision: str = "") -> Checkpoint
     count, size = sum(map(count_parameters, weights)), sum(file.stat().st_size for file in weights)
     size_text = f"{count:,} parameters, {size / 1e6:.1f} MB of weights"
     licence = licence_names(EMBEDDED) if model == EMBEDDED else "verify: read the licence in the folder"
-    return Checkpoint(folder.name, weights_revision(folder), size_text, licence, display_path(folder), local=True)
+    source, made_from = display_path(folder), _made_from(folder)
+    return Checkpoint(folder.name, weights_revision(folder), size_text, licence, source, True, made_from)
+
+
+def _made_from(folder: Path) -> str:
+    card = read_config(folder, "card.json")
+    revision = card.get("adapter_revision") or card.get("base_revision")
+    return f"{card['base_model']} at {revision}" if card.get("base_model") and revision else ""
 
 
 def _gib(repo_id: str) -> str:

@@ -112,6 +112,7 @@ def _model_decision(
 ) -> str:
     lines = ["# Model decision", "", f"- Project: {project.task}", f"- Route: {project.available_route}"]
     lines += [f"- Model: {chosen.name}", f"- Revision: {chosen.revision}", f"- Size: {chosen.size}"]
+    lines += [f"- Made from: {chosen.made_from}"] if chosen.made_from else []
     lines += [f"- Format: {quant}"] if quant else []
     lines += [f"- Licence: {chosen.licence}", f"- Source: {chosen.source}", f"- Reason: {_reason(project, chosen)}"]
     lines += [f"- Cases that a smaller model failed: {', '.join(failed)}"] if failed else []

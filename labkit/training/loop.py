@@ -73,7 +73,7 @@ class Trainer:
         self.rows: list[LogRow] = []
         self._losses: list[Tensor] = []
         self._norm: Tensor | float = 0.0
-        self.earlier_seconds, self._started = 0.0, time.perf_counter()  # earlier: before it was interrupted
+        self.earlier_seconds, self._started = 0.0, time.perf_counter()
         self._mark, self._mark_step = self._started, 0
 
     def run(self, on_row: Callable[[LogRow], None], after_step: Callable[["Trainer"], None]) -> list[LogRow]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from labkit.adaptation.decision import NO_BASELINE, SIMPLE, AdaptationDecision, Failure, Tried
 from labkit.errors import LabError
 from labkit.evaluation.compare import CHANGES
+from labkit.evidence import sha256_of
 from labkit.levers.plan import CASES, FOLDER, PLAIN, RESULTS
 from labkit.levers.table import COLUMNS, read_table
 from labkit.levers.table import TABLE as LEVER_TABLE
@@ -231,7 +232,7 @@ def _matrices(pack: PackReader) -> dict[str, tuple[int, int]]:
 
 
 def check_base(pack: PackReader) -> str:
-    """The card's base model is the decided one at its revision: an adapter of another model is no part of this pack."""
+    """The card's base is the decided model, or that of which, alone or with this adapter, the decided one was made."""
     card = require_keys(pack.json(CARD), ("base_model", "base_revision"), CARD)
     if not pack.exists(decision.MODEL_DECISION):
         return f"{decision.MODEL_DECISION} is not there to compare with"
@@ -240,6 +241,13 @@ def check_base(pack: PackReader) -> str:
     known = Path(base).name if decided["Model"] == Path(base).name else base  # a folder's name stands for a folder
     said = (known, str(card["base_revision"]))
     if said != (decided["Model"], decided["Revision"]):
+        if (made_from := decided.get("Made from", "")) and made_from in _made_from(pack, " at ".join(said)):
+            return f"{decided['Model']} was made from {made_from}"
         other = f"{decision.MODEL_DECISION} says {decided['Model']} at {decided['Revision']}"
         raise NotYet(f"{CARD} says {said[0]} at {said[1]}, {other}")
     return f"{said[0]} at {said[1]} in both"
+
+
+def _made_from(pack: PackReader, base: str) -> tuple[str, str]:
+    """What a decided model of this `base` may say that it was made from: the base as it was, or with the adapter."""
+    return base, f"{base}+{sha256_of(pack.file(WEIGHTS, limit=WEIGHTS_LIMIT))[:12]}"

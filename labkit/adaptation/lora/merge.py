@@ -6,9 +6,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from labkit.adaptation.lora.base import Base, find_base
-from labkit.adaptation.lora.card import read_card, save_checkpoint, stored_type
+from labkit.adaptation.lora.card import CARD, read_card, save_checkpoint, stored_type, versions
 from labkit.adaptation.lora.run import loading, unwritable
 from labkit.errors import LabError
+from labkit.evidence import json_text, write_atomically
 from labkit.export.checkpoint import read_config
 from labkit.generation.bits import load_what_peft_loads
 from labkit.layout import ROOT
@@ -18,7 +19,8 @@ ADAPTER_FILES = (CONFIG, "adapter_model.safetensors")
 
 
 def merge_adapter(adapter: Path, out: Path, model: str = "") -> Path:
-    """Add the adapter's B A, scaled by alpha / r, to its base's weights, and write `out` in the base's number format.
+    """Add the adapter's B A, scaled by alpha / r, to its base's weights, and write `out` in the base's number format,
+    with a card that says what it was made from.
 
     The sum is made in fp32, so the base takes four bytes a parameter here. `model` says where the base is when the
     adapter does not. Raises LabError for a folder that is no adapter, a base of another revision than the
@@ -42,9 +44,23 @@ def merge_adapter(adapter: Path, out: Path, model: str = "") -> Path:
             merged = PeftModel.from_pretrained(network, adapter).merge_and_unload(safe_merge=True)
     try:
         save_checkpoint(merged, tokenizer, out, stored_type(base.source))
+        write_atomically(out / CARD, json_text(_card(adapter, base)).encode())
     except OSError as error:
         raise unwritable(out, error) from error
     return out
+
+
+def _card(adapter: Path, base: Base) -> dict:
+    from labkit.generation.adapters import adapter_revision
+
+    made_from = {"base_model": base.name, "base_revision": base.revision, "adapter": adapter.resolve().name}
+    return {
+        "kind": "merged",
+        **made_from,
+        "adapter_revision": adapter_revision(adapter, base.revision),
+        "versions": versions(),
+        "command": "labkit merge ADAPTER --out DIR",
+    }
 
 
 def adapter_base(adapter: Path, model: str = "") -> Base:
