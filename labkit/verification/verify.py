@@ -12,7 +12,7 @@ from labkit.verification.reading import PackReader
 from labkit.verification.rules import RULES, Rule
 from labkit.verification.verdicts import Finding, Outcome, Verdict, Verification, judge, printable, worst
 
-LESSONS = tuple(sorted({lesson for rule in RULES for lesson in rule.lessons}))
+LESSONS = tuple(sorted({"13.0", *(lesson for rule in RULES for lesson in rule.lessons)}))
 
 
 def verify(folder: Path, lesson: str | None = None) -> Verification:
