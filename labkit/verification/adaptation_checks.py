@@ -232,7 +232,8 @@ def _matrices(pack: PackReader) -> dict[str, tuple[int, int]]:
 
 
 def check_base(pack: PackReader) -> str:
-    """The card's base is the decided model, or that of which, alone or with this adapter, the decided one was made."""
+    """The card's base is the decided model, or that of which, alone or with this adapter, the decided one was made: an
+    adapter of another model is no part of this pack."""
     card = require_keys(pack.json(CARD), ("base_model", "base_revision"), CARD)
     if not pack.exists(decision.MODEL_DECISION):
         return f"{decision.MODEL_DECISION} is not there to compare with"
