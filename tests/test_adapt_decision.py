@@ -250,6 +250,7 @@ def test_a_good_pack_is_supported_and_none_of_it_is_required(pack, tmp_path_fact
         "adaptation rests on the evaluation",
         "before and after agree with the decision",
         "adapter of the decided model",
+        "decision rests on the levers' runs",
     }
     assert lesson["lora_decision.md"].detail.startswith("prepare_lora: 1 repeated failures of 10 cases")
     assert lesson["before_after.csv"].detail == "1 fixed, 1 broken of 10; regression cases lost: 0"

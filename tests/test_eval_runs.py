@@ -53,7 +53,7 @@ def target(ask, concurrency=1):
 
 
 def echo(asked, sampling):
-    return Reply(f"{question(asked)} {sampling.seed}", 5.0, 1, 1)
+    return Reply(f"{question(asked)} {sampling.seed}", 5.0, 1, 4)
 
 
 def question(asked):
