@@ -97,6 +97,9 @@ class PackReader:
 
     def path(self, name: str) -> Path:
         """Where `name` is. Raises Contradiction for a name that leads out of the pack."""
+        return self.once(lambda _: self._inside(name), ("path", name))
+
+    def _inside(self, name: str) -> Path:
         path = self.folder / name
         if not path.resolve().is_relative_to(self._root):
             raise Contradiction(f"{name} leads out of the pack")

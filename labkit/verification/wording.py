@@ -7,6 +7,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 
 from labkit.adaptation.decision import NO_BASELINE
 
@@ -17,6 +18,7 @@ PUBLIC = "public ready without auth, logging and monitoring"
 BIG_QUALITY = "quality of a larger model from a smaller one"
 NO_SHUTDOWN = "rented GPU without shutdown proof"
 
+MOST_SENTENCES = 10_000  # that are kept, each with one of the claims; a pack has some 2,500
 _UNSEEN = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _TAG = re.compile(r"</?(?:a|b|i|u|s|p|br|em|strong|span|sub|sup|small|big|mark|code|font|ins|del)\b[^<>]{0,80}>", re.I)
 _WORD = re.compile(r"\w*[a-zA-Z]\w*")
@@ -95,8 +97,16 @@ _ALL = tuple(
 )
 
 
-def claims(overclaim: str, sentence: str) -> Iterator[re.Match]:
-    """Each place of `sentence` that makes the claim, where the sentence does not take it back."""
+@lru_cache(MOST_SENTENCES)
+def claims(overclaim: str, sentence: str) -> tuple[re.Match, ...]:
+    """Each place of `sentence` that makes the claim, where the sentence does not take it back.
+
+    The packs of a class say most of their sentences alike, so what was found is kept.
+    """
+    return tuple(_found(overclaim, sentence))
+
+
+def _found(overclaim: str, sentence: str) -> Iterator[re.Match]:
     said = _IDIOMS.sub(" ", sentence)
     english, japanese, elsewhere = (patterns.get(overclaim) for patterns in _ALL)
     if not denied_by(said):
