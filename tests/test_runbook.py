@@ -126,7 +126,9 @@ def test_the_commands_of_the_readme_start_test_stop_and_roll_back_the_service(
 
 
 def test_every_block_comes_after_a_sentence_and_the_readme_is_supported(pack, tiny_model):
-    write_readme(pack, contract_of(tiny_model, 8123, SMALL))
+    contract = contract_of(tiny_model, 8123, SMALL)
+    pack.write_json("service_contract.json", contract, "13.4")
+    write_readme(pack, contract)
     text = (pack.folder / "README.md").read_text()
     assert [section for section, _ in blocks(text)] == SECTIONS
     assert all(re.search(r"\w.*[.:]\n\n$", before) for before in text.split("```sh\n")[:-1])
