@@ -440,7 +440,7 @@ LIES = {
         "healthy",
         keys("benchmark.json", max_tokens=3),
         LOAD,
-        "and 3 were asked for",
+        "and 3 were allowed",
     ),
     "a benchmark beyond the contract": (
         "healthy",

@@ -6,6 +6,7 @@ from labkit.verification import release_checks as release
 from labkit.verification import service_checks as service
 from labkit.verification import timing_checks as timing
 from labkit.verification.reading import PackReader, number
+from labkit.verification.row_checks import require_possible
 from labkit.verification.timing_checks import SECONDS, made_again
 from labkit.verification.verdicts import Contradiction, NotYet
 
@@ -54,15 +55,10 @@ def _check_request(row: dict, most: float | None) -> None:
     where = f"request {row.get('request')} with {row['concurrency']} clients in {release.BENCHMARK}"
     took, tokens = (number(row.get(key), f"{key} of {where}") for key in ("latency_ms", "completion_tokens"))
     first, each = finite(row.get("ttft_ms")), finite(row.get("tpot_ms"))
-    if tokens and not took:
-        raise Contradiction(f"{where} has {tokens:g} tokens in no time")
-    if first is not None and first > took + _DIGITS:
-        raise Contradiction(f"{where} has its first token after {first:g} ms and its last after {took:g} ms")
+    require_possible(where, tokens, took, first, most)
     found = time_per_token(took, first, int(tokens))
     if each is not None and found is not None and abs(each - found) > _DIGITS + 0.01 * found:
         raise Contradiction(f"{where} says {each:g} ms per token, its other times give {found:g}")
-    if most and tokens > most:
-        raise Contradiction(f"{where} has {tokens:g} tokens, and {most:g} were asked for")
 
 
 def _check_contract(pack: PackReader, report: dict) -> None:

@@ -43,9 +43,13 @@ def _check_row(row: dict[str, str], where: str) -> None:
     words = len(row["output"].split())
     if answers.REDACTED not in row["output"] and words > tokens + SPARE_WORDS:
         raise Contradiction(f"{where} has an answer of {words} words in {tokens:g} tokens")
+    require_possible(where, tokens, took, finite(row.get("ttft_ms")), finite(row.get("max_tokens")))
+
+
+def require_possible(where: str, tokens: float, took: float, first: float | None, most: float | None) -> None:
+    """An answer takes time (ms), its first token does not come after its last, and it has at most `most` tokens."""
     if tokens and not took:
         raise Contradiction(f"{where} has {tokens:g} tokens in no time")
-    first, most = finite(row.get("ttft_ms")), finite(row.get("max_tokens"))
     if first is not None and first > took + ROUNDED:
         raise Contradiction(f"{where} has its first token after {first:g} ms and its last after {took:g} ms")
     if most and tokens > most:
